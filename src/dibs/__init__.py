@@ -1,0 +1,1 @@
+"""dibs: the first worker to call dibs on a key computes it; everybody else gets the result."""

@@ -68,6 +68,10 @@ class S3Store:
         return self._settings.url
 
     @property
+    def prefix(self) -> str:
+        return self._settings.prefix
+
+    @property
     def remote(self) -> bool:
         return True
 

@@ -159,6 +159,8 @@ class SimStore:
             answer_after_s = timeout_s * (0.9 + 0.2 * chance.random()) - there_s
         elif fate in ("answer lost", "ghost"):
             answer_after_s = None
+        if answer_after_s is not None and there_s + answer_after_s >= timeout_s:
+            answer_after_s = None  # it comes too late
         if fate == "refused":
             scheduler.after(there_s + back_s, partial(request.give_up, f"{what} {name}: 503 slow down"))
         elif fate == "ghost":
@@ -175,8 +177,7 @@ class SimStore:
         gives_up_s = timeout_s
         if fate in ("lost", "answer lost", "ghost") and chance.random() < 0.3:
             gives_up_s = min(there_s + back_s, timeout_s)
-        late = there_s + back_s >= timeout_s or fate not in ("", "duplicate", "refused")
-        if self.remote and late:
+        if self.remote and (answer_after_s is None or fate == "lost"):
             scheduler.after(gives_up_s, partial(request.give_up, f"{what} {name}: no answer"))
         result, error = scheduler.park(f"the answer to {what} {name}")
         if error is not None:

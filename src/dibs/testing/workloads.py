@@ -1,0 +1,400 @@
+"""What workers do in a rehearsal: the same work in the simulator, on real processes and on a cluster.
+
+A workload knows nothing of where it runs: everything comes from its `Worker`, and all that it reports goes
+into the history, from which `verdicts` judges.  Every computed value carries a *mark*, a random number of its
+own, so that a value can be followed from the computation that made it to everyone who ever saw it.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from dibs.errors import DibsError, LockLost, SettingsError, StoreUnavailable, WaitTimeout
+from dibs.runtime import Runtime
+from dibs.store import Backend
+
+if TYPE_CHECKING:
+    from dibs.cache import Cache
+
+_MARK: Final = re.compile(r"<<([0-9a-f]{16})>>")
+TRIES_MAX: Final = 60
+"""So often does a worker ask again when the store did not answer."""
+LARGE: Final = 20_000
+"""Bytes of a value that doesn't fit into its record."""
+
+
+class Register:
+    """A plain number that knows nothing of locks; with fencing numbers, it refuses whoever comes late."""
+
+    def __init__(self) -> None:
+        self.value = 0
+        self.fence = 0
+
+    def read(self, generation: int = 0) -> int | None:
+        self.fence = max(self.fence, generation)
+        return None if generation < self.fence else self.value
+
+    def write(self, value: int, generation: int = 0) -> bool:
+        if generation < self.fence:
+            return False
+        self.fence = max(self.fence, generation)
+        self.value = value
+        return True
+
+
+class Worker(Protocol):
+    """One life of one worker: its way to the world."""
+
+    name: str
+    index: int
+    chance: random.Random
+    memory: dict[str, Any]
+    """What the worker remembers when it is killed and started again."""
+
+    @property
+    def runtime(self) -> Runtime: ...
+    @property
+    def store(self) -> Backend: ...
+    def record(self, what: str, **fields: Any) -> None:
+        """Add to the history."""
+
+    def register(self, name: str) -> Register:
+        """The register of that name, shared by all workers."""
+
+
+class Size(Protocol):
+    """What a workload needs to know of the world; the simulator's `Settings` are one."""
+
+    @property
+    def workers(self) -> int: ...
+    @property
+    def keys(self) -> int: ...
+    @property
+    def duration_s(self) -> float: ...
+    @property
+    def ttl_s(self) -> float: ...
+
+
+class Workload(Protocol):
+    def work(self, worker: Worker) -> None:
+        """All that a worker does; in a later life, what is left of it."""
+
+    def afterwards(self, worker: Worker) -> None:
+        """What a last worker does when all others have ended: everything must still be to be had."""
+
+
+class Boom(Exception):
+    """A computation that fails, as the plan has it."""
+
+
+def open_cache(worker: Worker, ttl_s: float) -> Cache:
+    from dibs.cache import Cache
+
+    return Cache(worker.store, runtime=worker.runtime, ttl_s=ttl_s)
+
+
+Opener = Callable[[Worker, float], Any]
+
+
+def open_workload(name: str, chance: random.Random, size: Size) -> Workload:
+    """The workload of that name, with a plan drawn from `chance`."""
+    kinds: dict[str, Callable[[random.Random, Size], Workload]] = {
+        "compute_once": ComputeOnce,
+        "relay": Relay,
+        "recompute": Recompute,
+    }
+    if name not in kinds:
+        raise SettingsError(f"{name!r} is no workload; there are {', '.join(kinds)}")
+    return kinds[name](chance, size)
+
+
+def mark_of(value: object) -> str:
+    found = _MARK.match(value) if isinstance(value, str) else None
+    return found[1] if found else f"not ours: {str(value)[:40]!r}"
+
+
+class KeyPlan(NamedTuple):
+    """How the computation of one key goes, whoever does it."""
+
+    key: str
+    seconds: float
+    size_bytes: int
+    asks: tuple[int, ...]
+    """Keys that it needs itself; only later ones, so that no circle arises."""
+    failing: float
+
+
+class Opened:
+    """A cache in use by one life of a worker, with everything it does recorded."""
+
+    def __init__(self, worker: Worker, cache: Any, plans: Sequence[KeyPlan]) -> None:
+        self.worker = worker
+        self.cache = cache
+        self.plans = plans
+        cache.on_event(self._on_event)
+
+    def _on_event(self, event: Any) -> None:
+        if event.kind not in ("hit", "miss", "waiting"):
+            fields = {"generation": event.generation, "epoch": event.epoch, "detail": event.detail[:120]}
+            self.worker.record(f"event: {event.kind}", key=event.key, **fields)
+
+    def call(self, what: str, key: str, do: Callable[[int], Any]) -> bool:
+        """Record one call of the cache, with its result; False when it is worth another try."""
+        call = self.worker.memory["calls"] = self.worker.memory.get("calls", 0) + 1
+        self.worker.record("asked", call=call, method=what, key=key)
+        try:
+            value = do(call)
+        except (DibsError, Boom) as error:
+            kind = type(error).__name__
+            self.worker.record("raised", call=call, method=what, key=key, error=kind, detail=str(error)[:160])
+            return not isinstance(error, StoreUnavailable | WaitTimeout)
+        returned = {} if what in ("put", "forget") else {"mark": None if value is None else mark_of(value)}
+        self.worker.record("returned", call=call, method=what, key=key, **returned)
+        return True
+
+    def get_or_compute(self, i: int, **options: Any) -> bool:
+        key = self.plans[i].key
+        return self.call(
+            "get_or_compute",
+            key,
+            lambda call: self.cache.get_or_compute(key, self._compute(i, call), **options),
+        )
+
+    def _compute(self, i: int, call: int) -> Callable[[], str]:
+        worker, plan = self.worker, self.plans[i]
+
+        def compute() -> str:
+            mark = worker.runtime.token()
+            worker.record("computing", key=plan.key, mark=mark, call=call)
+            for j in plan.asks:
+                self._need(j)
+            worker.runtime.sleep(plan.seconds * (0.7 + 0.6 * worker.chance.random()))
+            if worker.chance.random() < plan.failing:
+                worker.record("failed", key=plan.key, mark=mark, call=call)
+                raise Boom(f"planned failure of {plan.key}")
+            worker.record("computed", key=plan.key, mark=mark, call=call)
+            return f"<<{mark}>>" + "x" * plan.size_bytes
+
+        return compute
+
+    def _need(self, j: int) -> None:
+        """Ask for another key within a computation; its failure is ours."""
+        if not self.get_or_compute(j):
+            raise StoreUnavailable(f"{self.plans[j].key} could not be had")
+
+    def value(self, i: int) -> tuple[str, str]:
+        """A value to put, made on the spot, and its mark."""
+        mark = self.worker.runtime.token()
+        return mark, f"<<{mark}>>" + "x" * self.plans[i].size_bytes
+
+
+def _plans(chance: random.Random, size: Size, nested: float, failing: float) -> list[KeyPlan]:
+    plans = []
+    for i in range(size.keys):
+        longest_s = chance.choice((0.1, 5.0, 5.0, 20.0, 1.5 * size.ttl_s))
+        later = list(range(i + 1, size.keys))
+        asks = tuple(sorted(chance.sample(later, min(len(later), 1 + (chance.random() < 0.3)))))
+        plans.append(
+            KeyPlan(
+                f"key{i}",
+                longest_s * chance.random(),
+                LARGE if chance.random() < 0.25 else 0,
+                asks if chance.random() < nested else (),
+                failing if chance.random() < 0.3 else 0.0,
+            )
+        )
+    return plans
+
+
+class ComputeOnce:
+    """Workers ask for overlapping lists of keys, each in its own order.
+
+    Some computations fail, some ask for other keys, some last longer than a ttl.
+    """
+
+    def __init__(self, chance: random.Random, size: Size, opener: Opener = open_cache) -> None:
+        self._open = opener
+        self._size = size
+        self.plans = _plans(chance, size, nested=0.25, failing=chance.choice((0.0, 0.0, 0.5)))
+        self._thinking_s = chance.choice((0.05, 0.4)) * size.duration_s / size.keys
+        self._threads = chance.choice((1, 1, 2))
+
+    def work(self, worker: Worker) -> None:
+        memory = worker.memory
+        if "todo" not in memory:
+            memory["todo"] = [i for i in range(len(self.plans)) if worker.chance.random() < 0.8] or [0]
+            worker.chance.shuffle(memory["todo"])
+        with self._open(worker, self._size.ttl_s) as cache:
+            opened = Opened(worker, cache, self.plans)
+            done = worker.runtime.event()
+            running = self._threads
+
+            def thread() -> None:
+                nonlocal running
+                self._ask_all(opened, memory["todo"])
+                running -= 1
+                if not running:
+                    done.set()
+
+            for _ in range(1, self._threads):
+                worker.runtime.start(thread, "asking")
+            thread()
+            done.wait()
+
+    def _ask_all(self, opened: Opened, todo: list[int]) -> None:
+        worker = opened.worker
+        while todo:
+            worker.runtime.sleep(worker.chance.random() * self._thinking_s)
+            if not todo:
+                return  # the other thread took the last one meanwhile
+            i = todo[-1]
+            for _ in range(TRIES_MAX):
+                if opened.get_or_compute(i):
+                    break
+                worker.runtime.sleep(worker.chance.random() * self._size.ttl_s / 2)
+            if todo and todo[-1] == i:
+                todo.pop()
+            elif i in todo:
+                todo.remove(i)
+
+    def afterwards(self, worker: Worker) -> None:
+        with self._open(worker, self._size.ttl_s) as cache:
+            opened = Opened(worker, cache, self.plans)
+            for i in range(len(self.plans)):
+                opened.get_or_compute(i)
+
+
+class Recompute:
+    """Readers against writers who put, forget and recompute, on a few keys."""
+
+    def __init__(self, chance: random.Random, size: Size, opener: Opener = open_cache) -> None:
+        self._open = opener
+        self._size = size
+        self.plans = _plans(chance, size, nested=0.1, failing=chance.choice((0.0, 0.0, 0.2)))[
+            : max(2, size.keys // 2)
+        ]
+        self.plans = [
+            plan._replace(asks=tuple(j for j in plan.asks if j < len(self.plans))) for plan in self.plans
+        ]
+        self._thinking_s = chance.choice((2.0, 10.0))
+        self._turns = 12
+
+    def work(self, worker: Worker) -> None:
+        memory, chance = worker.memory, worker.chance
+        if "todo" not in memory:
+            memory["todo"] = [chance.randrange(len(self.plans)) for _ in range(self._turns)]
+        with self._open(worker, self._size.ttl_s) as cache:
+            opened = Opened(worker, cache, self.plans)
+            while memory["todo"]:
+                worker.runtime.sleep(chance.random() * self._thinking_s)
+                i = memory["todo"][-1]
+                method = chance.choices(
+                    ("get_or_compute", "get", "put", "forget", "recompute"), (5, 4, 1, 1, 2)
+                )[0]
+                for _ in range(TRIES_MAX):
+                    if self._once(opened, method, i):
+                        break
+                    worker.runtime.sleep(chance.random() * self._size.ttl_s / 2)
+                memory["todo"].pop()
+
+    def _once(self, opened: Opened, method: str, i: int) -> bool:
+        key, cache = opened.plans[i].key, opened.cache
+        if method == "get_or_compute":
+            return opened.get_or_compute(i)
+        if method == "get":
+            return opened.call("get", key, lambda call: cache.get(key))
+        if method == "forget":
+            return opened.call("forget", key, lambda call: cache.forget(key))
+        if method == "recompute":
+            return opened.call("recompute", key, lambda call: cache.recompute(key, opened._compute(i, call)))
+        mark, value = opened.value(i)
+        opened.worker.record("putting", key=key, mark=mark)
+        return opened.call("put", key, lambda call: cache.put(key, value))
+
+    def afterwards(self, worker: Worker) -> None:
+        with self._open(worker, self._size.ttl_s) as cache:
+            opened = Opened(worker, cache, self.plans)
+            for i in range(len(self.plans)):
+                opened.get_or_compute(i)
+
+
+class Relay:
+    """Workers take locks around a plain register: read, take a while, check, write one more."""
+
+    def __init__(self, chance: random.Random, size: Size, opener: Opener = open_cache) -> None:
+        self._open = opener
+        self._size = size
+        self.locks = [f"lock{i}" for i in range(chance.randint(1, 3))]
+        self.fenced = {name for name in self.locks if chance.random() < 0.4}
+        self._holding_s = chance.choice((0.05, 2.0, 2.0, 0.7 * size.ttl_s))
+        self._thinking_s = chance.choice((0.1, 5.0))
+        self._turns = 8
+
+    def work(self, worker: Worker) -> None:
+        memory, chance = worker.memory, worker.chance
+        if "todo" not in memory:
+            memory["todo"] = [chance.choice(self.locks) for _ in range(self._turns)]
+        with self._open(worker, self._size.ttl_s) as cache:
+            while memory["todo"]:
+                worker.runtime.sleep(chance.random() * self._thinking_s)
+                name = memory["todo"][-1]
+                for _ in range(TRIES_MAX):
+                    if self._increment(worker, cache, name):
+                        break
+                    worker.runtime.sleep(chance.random() * self._size.ttl_s / 3)
+                memory["todo"].pop()
+
+    def _increment(self, worker: Worker, cache: Any, name: str) -> bool:
+        turn = worker.memory["calls"] = worker.memory.get("calls", 0) + 1
+        worker.record("asked", call=turn, method="lock", key=name)
+        written = False
+        try:
+            with cache.lock(name, ttl_s=self._size.ttl_s) as lock:
+                worker.record("locked", call=turn, lock=name, generation=lock.generation)
+                written = self._read_and_write(worker, lock, name, turn)
+                worker.record("unlocking", call=turn, lock=name, generation=lock.generation)
+        except LockLost as error:
+            worker.record("lost", call=turn, lock=name, detail=str(error)[:160])
+        except DibsError as error:
+            worker.record(
+                "raised",
+                call=turn,
+                method="lock",
+                key=name,
+                error=type(error).__name__,
+                detail=str(error)[:160],
+            )
+        else:
+            worker.record("returned", call=turn, method="lock", key=name)
+        return written
+
+    def _read_and_write(self, worker: Worker, lock: Any, name: str, turn: int) -> bool:
+        runtime, register = worker.runtime, worker.register(name)
+        fence = lock.generation if name in self.fenced else 0
+        if not fence:
+            lock.check()
+        before = register.read(fence)
+        if before is None:
+            worker.record("fenced off", call=turn, lock=name, generation=fence, at="read")
+            return False
+        runtime.sleep(self._holding_s * (0.3 + worker.chance.random()))
+        if fence:
+            # No check: it is the register that refuses whoever comes too late.
+            if not register.write(before + 1, fence):
+                worker.record("fenced off", call=turn, lock=name, generation=fence, at="write")
+                return False
+        else:
+            # Nothing may come between the check and the write: a check says how it was, not how it will be.
+            lock.check()
+            worker.record("checked", call=turn, lock=name, generation=lock.generation)
+            register.write(before + 1)
+        worker.record("wrote", call=turn, lock=name, generation=lock.generation, value=before + 1)
+        return True
+
+    def afterwards(self, worker: Worker) -> None:
+        with self._open(worker, self._size.ttl_s) as cache:
+            for name in self.locks:
+                self._increment(worker, cache, name)

@@ -1,0 +1,369 @@
+"""The public face of one cache: `open`, `get_or_compute`, `once`, `get`, `put`, `forget`, `lock`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from dibs import cell as table
+from dibs import report
+from dibs.cell import Cell
+from dibs.cells import Cells, Seen
+from dibs.codec import Codec
+from dibs.contend import Contender
+from dibs.errors import DibsError, SettingsError, StoreUnavailable
+from dibs.events import Event, Events, log
+from dibs.heartbeat import Heartbeat
+from dibs.hold import LiveHold, Terms
+from dibs.locks import Lock
+from dibs.locks import try_lock as try_to_lock
+from dibs.names import KEYS, LOCKS, record_name
+from dibs.once import Ask, Limits, Once
+from dibs.probe import introduce
+from dibs.report import LockInfo, Status
+from dibs.runtime import Runtime
+from dibs.settings import Settings, beat_of, check_terms, gather
+from dibs.slot import Slot
+from dibs.stats import Stats, add_to_totals, read_totals
+from dibs.store import Backend
+from dibs.values import Values
+
+T = TypeVar("T")
+
+_DEFAULT_URL: Final = "./.dibs"
+_UNSET: Final[Any] = object()
+
+
+def open(  # noqa: A001 - dibs.open is its public name
+    url: str | Backend | None = None, **settings: Any
+) -> Cache:
+    """Open a cache: a folder, a bucket, or a store of your own.
+
+    `url` is "./dir", "file:///dir", "s3://bucket/prefix?endpoint_url=…&region=…&profile=…", "memory:" or a
+    `Store`; None stands for `$DIBS_URL`, else the `url` of the settings files, else `./.dibs`.
+
+    Settings, all by keyword, times in seconds (see `settings.Settings` for the defaults): `ttl_s`, `beat_s`,
+    `hold_max_s`, `wait_s`, `failures_max`, `deaths_max`, `retry_after_s`, `allow_pickle`, `heartbeat`,
+    `on_unavailable`, `read_only`.
+
+    Raises SettingsError for an unknown or impossible setting, StoreUnsuitable when the store can't keep dibs'
+    promises, StoreUnavailable when it doesn't answer.
+
+    >>> cache = open("memory:")
+    >>> cache.get_or_compute("answer", lambda: 42)
+    42
+    """
+    from dibs.runtime.system import system
+    from dibs.stores import open_store
+
+    arguments = {name: value for name, value in settings.items() if value is not _UNSET}
+    if url is None or isinstance(url, str):
+        found, gathered = gather({"url": url, **arguments} if url is not None else arguments)
+        backend = open_store(found or _DEFAULT_URL, system())
+    else:
+        _, gathered = gather(arguments)
+        backend = url
+    return Cache(backend, system(), gathered)
+
+
+class Cache:
+    """One cache on one store.  Thread-safe; may be pickled, deep-copied, sent to workers and used after a fork."""
+
+    def __init__(self, store: Backend, runtime: Runtime, settings: Settings | None = None) -> None:
+        """For `open`, for tests and for the simulator; `runtime` is the door to time, chance and threads."""
+        self.settings = settings or Settings()
+        self._store = store
+        self._runtime = runtime
+        self._closed = False
+        store.limit_requests(self.settings.beat)
+        self._card = introduce(store, runtime, self.settings.read_only)
+        self._events = Events(runtime)
+        self._assemble()
+        runtime.after_fork(self._assemble)
+        runtime.at_exit(self.close)
+
+    def _assemble(self) -> None:
+        """Put the parts together; again in a forked child, which owns none of its parent's holds or threads."""
+        settings, runtime = self.settings, self._runtime
+        callbacks = self._events.callbacks
+        self._events = Events(runtime)
+        self._events.callbacks = callbacks
+        self._closed = False
+        self._cells = Cells(self._store, runtime, self._card, self._events, settings.read_only)
+        self._heartbeat = Heartbeat(runtime)
+        self._contender = Contender(self._cells, self._heartbeat)
+        self._values = Values(self._cells, self._store, Codec(_why_no_pickle(self._store, settings)))
+        limits = Limits(settings.failures_max, settings.deaths_max, settings.retry_after_s)
+        self._once = Once(self._contender, self._values, self._terms(), limits)
+
+    def _terms(self) -> Terms:
+        settings = self.settings
+        return Terms(settings.ttl_s, settings.beat, settings.hold_max_s, settings.heartbeat == "manual")
+
+    # -- keys ----------------------------------------------------------------------------------------------------
+
+    def get_or_compute(
+        self,
+        key: str,
+        compute: Callable[[], T],
+        *,
+        expires_s: float | None = None,
+        stale_ok: bool = False,
+        wait_s: float | None = _UNSET,
+    ) -> T:
+        """Return the value of `key`; `compute` it unless somebody in the fleet has, or is doing so right now.
+
+        `expires_s`: seconds after which the value, if computed here, counts as missing.  `stale_ok`: take an older
+        value while somebody computes a new one.  `wait_s`: the longest wait for another worker (default: the
+        cache's setting).
+
+        Guaranteed: everybody who asks for this key gets one and the same value (until a forget, a put or its
+        expiry), and nobody gets None for a failure.  Not guaranteed: that `compute` never runs twice; a worker
+        that dies or is paused for longer than its ttl is replaced.
+
+        Raises what `compute` raised, here; ComputeFailed when the key failed too often; WaitTimeout; WaitCircle;
+        CodecError (which carries the value) when it can't be stored; StoreUnavailable.
+        """
+        ask = Ask(self._wait_s(wait_s), _checked_expiry(expires_s), stale_ok)
+        return self._ask(key, compute, ask)
+
+    def recompute(self, key: str, compute: Callable[[], T], *, expires_s: float | None = None) -> T:
+        """Compute `key` anew, or join whoever is computing it; until the commit, `stale_ok` readers get the old value.
+
+        Raises as get_or_compute.
+        """
+        return self._ask(key, compute, Ask(self.settings.wait_s, _checked_expiry(expires_s), recompute=True))
+
+    def _ask(self, key: str, compute: Callable[[], T], ask: Ask) -> T:
+        _check_key(key)
+        if self.settings.disable:
+            return compute()
+        if self.settings.read_only:
+            found = None if ask.recompute else self._once.get(key)
+            return compute() if found is None else found[0]
+        try:
+            return self._once.get_or_compute(key, compute, ask)  # type: ignore[no-any-return]
+        except StoreUnavailable as error:
+            if self.settings.on_unavailable != "compute":
+                raise
+            log.warning("%r is computed without sharing it: %s", key, error)
+            self._events.emit("unpublished", key, detail=str(error))
+            return compute()
+
+    def once(self, key: str, *, expires_s: float | None = None, wait_s: float | None = _UNSET) -> Slot:
+        """The block form: `with cache.once(key) as slot`.
+
+        In the block, either `slot.done` and `slot.value` is there, or this worker holds the key: compute, call
+        `slot.beat(progress=…)` and `slot.check()` on the way, and publish with `slot.commit(value)`.  Leaving the
+        block without a commit gives the hold up (by an exception of the block: as a failure of the key).
+        """
+        _check_key(key)
+        self._writable("once")
+        return Slot(self._once, key, Ask(self._wait_s(wait_s), _checked_expiry(expires_s)))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of `key`, or `default` when there is none now.  Never waits, never computes."""
+        _check_key(key)
+        if self.settings.disable:
+            return default
+        found = self._once.get(key)
+        return default if found is None else found[0]
+
+    def __contains__(self, key: str) -> bool:
+        """True when `get` would find a value (its bytes are not read)."""
+        _check_key(key)
+        if self.settings.disable:
+            return False
+        return self._values.fresh(self._cells.look(record_name(KEYS, key), key)) is not None
+
+    def put(self, key: str, value: Any, *, expires_s: float | None = None) -> None:
+        """State the value of `key`, over whatever is there; a computation that runs keeps its result to itself."""
+        _check_key(key)
+        self._writable("put")
+        name, expires_s = record_name(KEYS, key), _checked_expiry(expires_s)
+        encoded = self._values.encode(value)
+        stored = self._values.store(name, encoded, 0, self._runtime.token(), 0.0, expires_s)
+        self._cells.change(name, key, lambda seen: table.put(seen.cell, stored), self.settings.ttl_s)
+        self._events.emit("put", key)
+
+    def forget(self, key: str) -> None:
+        """Forget the value and the failures of `key`; a computation that runs keeps its result to itself."""
+        _check_key(key)
+        self._writable("forget")
+
+        def event(seen: Seen) -> Cell | None:
+            return table.forget(seen.cell) if seen.version is not None else None
+
+        self._cells.change(record_name(KEYS, key), key, event, self.settings.ttl_s)
+        self._events.emit("forgotten", key)
+
+    # -- locks ---------------------------------------------------------------------------------------------------
+
+    def lock(
+        self,
+        name: str,
+        *,
+        ttl_s: float | None = None,
+        beat_s: float | None = None,
+        hold_max_s: float | None = None,
+        wait_s: float | None = _UNSET,
+        reentrant: bool = False,
+    ) -> Lock:
+        """A lock over the whole fleet: `with cache.lock(name) as lock`.  Times default to the cache's.
+
+        Raises, when entered, WaitTimeout after `wait_s`, WaitCircle, StoreUnavailable; when left, LockLost.
+        """
+        terms = self._lock_terms(name, ttl_s, beat_s, hold_max_s)
+        return Lock(self._contender, name, terms, self._wait_s(wait_s), reentrant)
+
+    def try_lock(
+        self, name: str, *, ttl_s: float | None = None, beat_s: float | None = None, hold_max_s: float | None = None
+    ) -> Lock | None:
+        """Take the lock and return it, or None at once when somebody else has it.  Leave it by `release` or `with`."""
+        return try_to_lock(self._contender, name, self._lock_terms(name, ttl_s, beat_s, hold_max_s))
+
+    def _lock_terms(self, name: str, ttl_s: float | None, beat_s: float | None, hold_max_s: float | None) -> Terms:
+        _check_key(name)
+        self._writable("lock")
+        terms = self._terms()
+        if ttl_s is None and beat_s is None and hold_max_s is None:
+            return terms
+        ttl_s = terms.ttl_s if ttl_s is None else ttl_s
+        hold_max_s = terms.hold_max_s if hold_max_s is None else hold_max_s
+        check_terms(ttl_s, beat_s, hold_max_s)
+        self._store.limit_requests(beat_of(ttl_s, beat_s))
+        return Terms(ttl_s, beat_of(ttl_s, beat_s), hold_max_s, terms.manual)
+
+    def unlock(self, name: str) -> bool:
+        """Break the hold of a lock, whoever has it; False when nobody does.
+
+        The holder learns of it at its next beat or check; until then two workers may run in the block.
+        """
+        self._writable("unlock")
+        broken = False
+
+        def event(seen: Seen) -> Cell | None:
+            nonlocal broken
+            broken = seen.cell.hold is not None
+            return table.unlock(seen.cell) if broken else None
+
+        self._cells.change(record_name(LOCKS, name), name, event, self.settings.ttl_s)
+        return broken
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def locks(self) -> Iterator[LockInfo]:
+        """Every lock that was ever taken, with its state now."""
+        for seen in report.seen_in(self._cells, LOCKS):
+            if seen is not None:
+                yield report.info(self._cells, LOCKS, seen)
+
+    def holds(self) -> Iterator[LockInfo]:
+        """What is held now, keys and locks."""
+        return report.holds(self._cells)
+
+    def keys(self) -> Iterator[str]:
+        """Every key that has a record, in no order; whether it has a value is decided when it is read."""
+        return (key for key, *_ in report.key_names(self._cells))
+
+    def status(self) -> Status:
+        """How many keys are done, free and failed, and who holds what; reads every record."""
+        return report.status(self._cells)
+
+    def stats(self) -> Stats:
+        """What this process did and saved through this cache so far."""
+        requests: dict[str, int] = dict(getattr(self._store, "requests", {}))
+        return Stats.of(self._events.counts, self._events.seconds, requests)
+
+    def total_stats(self) -> Stats:
+        """What all processes did that have closed this cache, as the store remembers."""
+        return read_totals(self._store)
+
+    def on_event(self, callback: Callable[[Event], None]) -> None:
+        """Call `callback` with an `Event` for everything that happens here, in the thread where it happens."""
+        self._events.listen(callback)
+
+    @property
+    def url(self) -> str:
+        """Where the store is."""
+        return self._store.url
+
+    # -- the object itself ---------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give up what this process holds, add its numbers to the store's, and let go of files and connections."""
+        if self._closed:
+            return
+        self._closed = True
+        for hold in self._heartbeat.living():
+            if isinstance(hold, LiveHold) and hold.mine():
+                try:
+                    hold.release()
+                except DibsError as error:
+                    log.info("%r was not given up at close: %s", hold.key, error)
+        if not self.settings.read_only and self._events.counts:
+            try:
+                add_to_totals(self._store, self._runtime, self.stats())
+            except DibsError as error:
+                log.info("the numbers of this process are not in the store's: %s", error)
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Cache], tuple[Any, ...]]:
+        url = getattr(self._store, "picklable_url", self._store.url)
+        return _reopened, (url, self.settings)
+
+    def __repr__(self) -> str:
+        return f"<dibs.Cache {self._store.url}>"
+
+    def _wait_s(self, wait_s: float | None) -> float | None:
+        if wait_s is _UNSET:
+            return self.settings.wait_s
+        if wait_s is not None and not wait_s >= 0:
+            raise SettingsError(f"wait_s = {wait_s!r}: expected a number of seconds that is not negative, or None")
+        return wait_s
+
+    def _writable(self, what: str) -> None:
+        if self.settings.read_only:
+            raise SettingsError(f"{what}: this cache was opened read_only")
+
+
+def _reopened(url: str, settings: Settings) -> Cache:
+    from dibs.runtime.system import system
+    from dibs.stores import open_store
+
+    return Cache(open_store(url, system()), system(), settings)
+
+
+def _why_no_pickle(store: Backend, settings: Settings) -> str | None:
+    """Why pickles may not be stored or loaded here, or None when they may."""
+    if settings.allow_pickle is True or (settings.allow_pickle is None and getattr(store, "private", False)):
+        return None
+    if settings.allow_pickle is False:
+        return "allow_pickle is False"
+    return (
+        f"others can write to {store.url}: whoever loads a pickle runs what it says. Open the cache with "
+        "allow_pickle=True if you trust everybody who can write there, or return bytes, str, plain JSON values or "
+        "arrays"
+    )
+
+
+def _check_key(key: object) -> None:
+    if not isinstance(key, str):
+        raise SettingsError(f"a key is a string in this version of dibs, not {type(key).__name__}: {key!r:.80}")
+    if len(key) > 4096:
+        raise SettingsError(f"the key {key[:40]!r}… has {len(key)} characters, and 4,096 are the limit: digest it first")
+
+
+def _checked_expiry(expires_s: float | None) -> float | None:
+    if expires_s is not None and not expires_s >= 0:
+        raise SettingsError(f"expires_s = {expires_s!r}: expected a number of seconds that is not negative, or None")
+    return expires_s

@@ -1,0 +1,150 @@
+"""Cells in a store: read them, heal damaged ones, and write them so that *unknown* always gets resolved.
+
+A write has three outcomes: done, refused, unknown.  After *unknown* (no answer, or a refusal of something that was
+sent before) the record is read: our attempt id says that it landed; the old version says that it did not, yet, and
+the identical request is sent again, of which at most one copy can land; anything else is a refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from typing import Final, Literal, NamedTuple
+
+from dibs.card import Card, raise_floor
+from dibs.cell import Cell
+from dibs.errors import Conflict, StoreUnavailable
+from dibs.events import Events
+from dibs.record import Damaged, decode, encode
+from dibs.runtime import Runtime
+from dibs.store import UNCHANGED, Record, Store, Unchanged, Version
+
+_HEALS_MAX: Final = 20
+_ABANDONED_MAX: Final = 1000
+_BACKOFF_S: Final = (0.01, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+
+
+class Seen(NamedTuple):
+    """A cell as it was read or written; `version` is None when there is no record yet."""
+
+    cell: Cell
+    version: Version | None
+    attempt: str = ""
+    age_s: float | None = None
+
+
+class Cells:
+    """The cells of one store."""
+
+    def __init__(self, store: Store, runtime: Runtime, card: Card, events: Events, read_only: bool = False) -> None:
+        self.store = store
+        self.runtime = runtime
+        self.card = card
+        self.events = events
+        self.read_only = read_only
+        self.beacon_dir: str | None = getattr(store, "beacon_dir", None)
+        self._abandoned: dict[str, None] = {}
+
+    def abandon(self, claim: str) -> None:
+        """Remember that nobody stands behind this claim, should its request land late."""
+        while len(self._abandoned) >= _ABANDONED_MAX:
+            self._abandoned.pop(next(iter(self._abandoned)), None)
+        self._abandoned[claim] = None
+
+    def is_abandoned(self, claim: str) -> bool:
+        return claim in self._abandoned
+
+    def look(self, name: str, key: str) -> Seen:
+        """Read the cell of `key`, healing it if its record is damaged."""
+        seen = self.look_again(name, key, None)
+        assert seen is not UNCHANGED
+        return seen
+
+    def look_again(self, name: str, key: str, unless: Version | None) -> Seen | Literal[Unchanged.UNCHANGED]:
+        """As look; UNCHANGED when the record is still at version `unless`."""
+        for _ in range(_HEALS_MAX):
+            record = self.store.read(name, unless)
+            if record is UNCHANGED:
+                return UNCHANGED
+            if record is None:
+                return Seen(Cell(key), None)
+            try:
+                cell, attempt = decode(record.data)
+                if cell.key == key:
+                    return Seen(cell, record.version, attempt, record.age_s)
+                problem = f"it is the record of {cell.key!r}"
+            except Damaged:
+                problem = f"its {len(record.data)} bytes are no record"
+            if self.read_only:
+                self.events.emit("healed", key, detail=f"damaged, left as it is (read only): {problem}")
+                return Seen(Cell(key), record.version)
+            self._heal(name, key, record.version, problem)
+        raise StoreUnavailable(f"the record of {key!r} in {self.store.url} gets damaged again and again")
+
+    def _heal(self, name: str, key: str, version: Version, problem: str) -> None:
+        # The floor first: numbers that the lost record may have given out must stay below.
+        floor = raise_floor(self.store, self.runtime)
+        try:
+            self.write(name, Seen(Cell(key), version), Cell(key, floor, floor), patience_s=5.0)
+        except Conflict:
+            return
+        self.events.emit("healed", key, floor, floor, detail=problem)
+
+    def write(self, name: str, seen: Seen, cell: Cell, patience_s: float) -> Seen:
+        """Replace what was `seen` by `cell`, and return how it was written.
+
+        Raises Conflict when somebody else changed the record first, and StoreUnavailable when that could not be
+        found out within `patience_s`; then the write may still land later.
+        """
+        attempt = self.runtime.token()
+        data = encode(cell, attempt)
+        try:
+            return Seen(cell, self.store.swap(name, seen.version, data), attempt)
+        except StoreUnavailable as error:
+            return self._settle(name, seen, cell, attempt, data, patience_s, error)
+
+    def _settle(
+        self, name: str, seen: Seen, cell: Cell, attempt: str, data: bytes, patience_s: float, error: StoreUnavailable
+    ) -> Seen:
+        """Find out what became of a write that got no answer, and bring it to an end."""
+        give_up_at = self.runtime.monotonic() + patience_s
+        for round_ in count():  # ends when patience does
+            pause_s = _BACKOFF_S[min(round_, len(_BACKOFF_S) - 1)] * (0.5 + self.runtime.jitter())
+            if self.runtime.monotonic() + pause_s >= give_up_at:
+                break
+            self.runtime.sleep(pause_s)
+            try:
+                record = self.store.read(name)
+                assert not isinstance(record, Unchanged)
+                if (None if record is None else record.version) == seen.version:
+                    return Seen(cell, self.store.swap(name, seen.version, data), attempt)
+            except StoreUnavailable as again:
+                error = again
+                continue
+            except Conflict:
+                # A refusal of what was sent before may be the echo of our own success: look again.
+                continue
+            if record is not None and _attempt_of(record) == attempt:
+                return Seen(cell, record.version, attempt)
+            raise Conflict(f"{name} was changed by somebody else")
+        raise StoreUnavailable(f"{error} (given up after {patience_s:.1f} s; it may have happened)") from error
+
+    def change(self, name: str, key: str, event: Callable[[Seen], Cell | None], patience_s: float) -> Seen:
+        """Apply `event` to whatever the cell is, as often as somebody else comes first; None leaves it."""
+        for round_ in range(200):
+            seen = self.look(name, key)
+            cell = event(seen)
+            if cell is None:
+                return seen
+            try:
+                return self.write(name, seen, cell, patience_s)
+            except Conflict:
+                self.runtime.sleep(0.001 * min(round_, 50) * self.runtime.jitter())
+        raise StoreUnavailable(f"{key!r} in {self.store.url} was changed by others 200 times in a row")
+
+
+def _attempt_of(record: Record) -> str | None:
+    try:
+        return decode(record.data).attempt
+    except Damaged:
+        return None

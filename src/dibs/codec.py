@@ -1,0 +1,117 @@
+"""Values to bytes and back, by type; the codec's name stands in the entry.
+
+`bytes`, `str`, `json` (exactly what JSON can say: None, bool, int, float, str, list, dict with string keys),
+`npy` (numpy arrays without objects), and `pickle` (cloudpickle) for everything else.  Only pickles execute code
+when they are read, so they are taken only from places that are trusted.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from blake3 import blake3
+
+from dibs.errors import CodecError
+
+_DEPTH_MAX: Final = 100
+_INT_BITS_MAX: Final = 10_000
+"""Python refuses to parse decimal numbers of more than 4,300 digits."""
+
+
+class Encoded(NamedTuple):
+    codec: str
+    payload: bytes
+
+
+def digest(payload: bytes) -> str:
+    """Content digest of a stored value: blake3, 32 hexadecimal digits."""
+    return blake3(payload).hexdigest(16)
+
+
+class Codec:
+    """Encodes and decodes; `pickle_refused` says why pickles may not be used here, or is None."""
+
+    def __init__(self, pickle_refused: str | None) -> None:
+        self._pickle_refused = pickle_refused
+
+    def encode(self, value: Any) -> Encoded:
+        """Return the value as bytes; raises CodecError, which carries the value, when that can't be done."""
+        kind = type(value)
+        if kind is bytes:
+            return Encoded("bytes", value)
+        if kind is str:
+            return Encoded("str", value.encode("utf-8", "surrogatepass"))
+        if _is_json(value, 0):
+            return Encoded("json", json.dumps(value, separators=(",", ":")).encode())
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and kind is numpy.ndarray and not value.dtype.hasobject:
+            file = io.BytesIO()
+            numpy.save(file, value, allow_pickle=False)
+            return Encoded("npy", file.getvalue())
+        if self._pickle_refused is not None:
+            raise CodecError(
+                f"a value of type {kind.__module__}.{kind.__qualname__} can only be stored as a pickle, and "
+                f"{self._pickle_refused}",
+                value,
+            )
+        try:
+            import cloudpickle
+
+            return Encoded("pickle", cloudpickle.dumps(value, protocol=5))
+        except Exception as error:
+            raise CodecError(
+                f"a value of type {kind.__module__}.{kind.__qualname__} can't be pickled: {error}. "
+                "Return what it was made from, or something made of plain values and arrays",
+                value,
+            ) from error
+
+    def decode(self, codec: str, payload: bytes) -> Any:
+        """The inverse of encode.  `payload` has been checked against its digest."""
+        if codec == "pickle" and self._pickle_refused is not None:
+            raise CodecError(f"the stored value is a pickle, and {self._pickle_refused}")
+        decoder = _DECODERS.get(codec)
+        if decoder is None:
+            raise CodecError(f"the stored value has the codec {codec!r}, which this version of dibs doesn't know")
+        try:
+            return decoder(payload)
+        except Exception as error:
+            raise CodecError(
+                f"the stored value ({codec}, {len(payload)} bytes, as it was written) can't be loaded here: "
+                f"{type(error).__name__}: {error}. Is a module or a class missing that it needs?"
+            ) from error
+
+
+def _is_json(value: Any, depth: int) -> bool:
+    """True when JSON gives back exactly this value, types included."""
+    kind = type(value)
+    if value is None or kind is bool or kind is float or kind is str:
+        return True
+    if kind is int:
+        return bool(value.bit_length() <= _INT_BITS_MAX)
+    if depth >= _DEPTH_MAX:
+        return False
+    if kind is list:
+        return all(_is_json(item, depth + 1) for item in value)
+    if kind is dict:
+        return all(type(key) is str and _is_json(item, depth + 1) for key, item in value.items())
+    return False
+
+
+def _load_npy(payload: bytes) -> Any:
+    import numpy
+
+    return numpy.load(io.BytesIO(payload), allow_pickle=False)
+
+
+_DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
+    "bytes": bytes,
+    "str": lambda payload: payload.decode("utf-8", "surrogatepass"),
+    "json": json.loads,
+    "npy": _load_npy,
+    "pickle": pickle.loads,
+}

@@ -1,0 +1,271 @@
+"""Contend for one cell: become its holder, take over from the dead, or wait until it is settled.
+
+The one loop behind computing once and plain locks.  Look, lock and look again are one swap: there is no window
+between "not there yet" and "mine".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Final, Generic, NamedTuple, TypeVar
+
+from dibs import cell as table
+from dibs.cell import Cell, Hold
+from dibs.cells import Cells, Seen
+from dibs.errors import Conflict, StoreUnavailable, WaitCircle, WaitTimeout
+from dibs.heartbeat import Heartbeat
+from dibs.hold import LiveHold, Terms
+from dibs.liveness import Verdict, judge
+from dibs.names import address, from_address, record_name
+from dibs.runtime import Evidence
+from dibs.waiting import Waiter
+
+T = TypeVar("T")
+
+_ANNOUNCE_AFTER_S: Final = 0.5
+_REPORT_EVERY_S: Final = 30.0
+_CIRCLE_LENGTH_MAX: Final = 32
+
+holds_of_flow: ContextVar[tuple[LiveHold, ...]] = ContextVar("holds_of_flow", default=())
+"""What the running flow (thread or task) holds, outermost first; a new flow inherits what it was started under."""
+
+
+class Settled(NamedTuple, Generic[T]):
+    """What the asker wanted is there already."""
+
+    what: T
+
+
+def own_holds() -> tuple[LiveHold, ...]:
+    """The holds of this flow that are still kept."""
+    return tuple(hold for hold in holds_of_flow.get() if not hold.ended and hold.mine())
+
+
+class Contender:
+    """What it takes to contend for the cells of one store."""
+
+    def __init__(self, cells: Cells, heartbeat: Heartbeat) -> None:
+        self.cells = cells
+        self.heartbeat = heartbeat
+        self.runtime = cells.runtime
+
+    def contend(
+        self,
+        space: str,
+        key: str,
+        terms: Terms,
+        wait_s: float | None,
+        settled: Callable[[Seen], Settled[T] | None],
+        event: Callable[[Seen], Callable[[Cell, Hold], Cell]] = lambda seen: table.claim,
+        usual_s: float | None = None,
+        deaths_max: int | None = None,
+        seen: Seen | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> LiveHold | Settled[T]:
+        """Return a hold, or what `settled` made of the cell.
+
+        `settled` looks at the cell first, each time; `event` says how a free cell is claimed.  `usual_s` is how
+        long such holds last, `seen` a look at the cell that was taken just now.  A key that has killed
+        `deaths_max` holders is not taken over but buried, which `settled` then sees.
+        Raises WaitTimeout after `wait_s` (None: never), WaitCircle, StoreUnavailable.
+        """
+        name = record_name(space, key)
+        attempt = _Attempt(self, space, key, wait_s, usual_s, seen)
+        try:
+            while True:  # ends by a hold, by `settled`, or by an error of `attempt.wait`
+                seen = attempt.seen
+                answer = settled(seen)
+                if answer is not None:
+                    return answer
+                if stop():
+                    raise WaitTimeout(f"the wait for {key!r} was cancelled")
+                how: Callable[[Cell, Hold], Cell] | None
+                if seen.cell.hold is None:
+                    how = event(seen)
+                else:
+                    how = attempt.take_over()
+                if how is None:
+                    attempt.wait()
+                    continue
+                if seen.cell.hold is not None and deaths_max is not None and attempt.deaths() + 1 >= deaths_max:
+                    attempt.bury()
+                    continue
+                hold = LiveHold(self.cells, self.heartbeat, name, key, terms)
+                hold.expected_s = usual_s
+                try:
+                    hold.acquire(seen, how)
+                except Conflict:
+                    attempt.look()
+                    continue
+                attempt.report_acquired(hold)
+                return hold
+        finally:
+            attempt.close()
+
+    def circle(self, space: str, key: str) -> list[str] | None:
+        """The keys of the circle that this flow closes by waiting for `key`, if it does."""
+        return self.circle_from(self.cells.look(record_name(space, key), key).cell)
+
+    def circle_from(self, cell: Cell) -> list[str] | None:
+        """Follow what holders say they wait for, from the holder of `cell`, until it comes back to this flow."""
+        claims = {hold.claim for hold in own_holds()}
+        keys = [cell.key]
+        for _ in range(_CIRCLE_LENGTH_MAX):
+            if cell.hold is None or cell.hold.waits_for is None:
+                return None
+            space, key = from_address(cell.hold.waits_for)
+            cell = self.cells.look(record_name(space, key), key).cell
+            if cell.hold is not None and cell.hold.claim in claims:
+                return [cell.key, *keys]
+            keys.append(cell.key)
+        return None
+
+
+class _Attempt:
+    """The state of one contender's wait."""
+
+    def __init__(
+        self,
+        contender: Contender,
+        space: str,
+        key: str,
+        wait_s: float | None,
+        usual_s: float | None,
+        seen: Seen | None,
+    ) -> None:
+        self._contender = contender
+        self._cells = contender.cells
+        self._runtime = contender.runtime
+        self._address, self._name, self._key = address(space, key), record_name(space, key), key
+        self._wait_s = wait_s
+        self._usual_s = usual_s
+        self._began = self._runtime.monotonic()
+        self._waiter: Waiter | None = None
+        self._reported_at: float | None = None
+        self._announced: tuple[LiveHold, ...] = ()
+        self._looked_at: Seen | None = None
+        self._verdict: Verdict | None = None
+        self._first_seen: tuple[str, float] | None = None
+        self._evidence = Evidence(None, False)
+        self.seen = seen or self._cells.look(self._name, key)
+
+    def look(self) -> None:
+        self.seen = self._cells.look(self._name, self._key)
+
+    def take_over(self) -> Callable[[Cell, Hold], Cell] | None:
+        """How to take the cell over from its holder; None while that one is alive."""
+        seen, hold = self.seen, self.seen.cell.hold
+        assert hold is not None
+        if self._cells.is_abandoned(hold.claim):
+            self._verdict = Verdict("dead", "an abandoned claim of this process")
+            return lambda cell, new: table.take_over(cell, new, death=False)
+        self._evidence = self._runtime.evidence(hold.who)
+        # A first look asks for proof of death only: most waits are over before silence matters.
+        waiting = self._looked_at is seen or (self._wait_s is not None and self._left_s() <= 0)
+        unchanged_s = self._unchanged_s(seen) if waiting else None
+        self._looked_at = seen
+        age_s = seen.age_s if self._cells.store.remote else None
+        self._verdict = judge(hold, self._evidence, unchanged_s, age_s)
+        return table.take_over if self._verdict.over else None
+
+    def deaths(self) -> int:
+        failures = self.seen.cell.failures
+        return failures.deaths if failures is not None else 0
+
+    def bury(self) -> None:
+        """End a dead holder's hold without taking its place."""
+        with suppress(Conflict):
+            self._cells.write(self._name, self.seen, table.bury(self.seen.cell), patience_s=5.0)
+        self.look()
+
+    def _unchanged_s(self, seen: Seen) -> float:
+        version = seen.version or ""
+        if self._first_seen is None or self._first_seen[0] != version:
+            at = self._runtime.first_seen(self._cells.card.store_id, self._name, version)
+            self._first_seen = (version, at)
+        return self._runtime.monotonic() - self._first_seen[1]
+
+    def wait(self) -> None:
+        """Wait for news of the holder; raises WaitTimeout or WaitCircle."""
+        left_s = self._left_s()
+        if left_s <= 0:
+            raise WaitTimeout(f"{self._key!r} is still held after {self._waited_s():.1f} s by {self._by()}")
+        self._look_for_circle()
+        self._report()
+        if self._waiter is None:
+            self._waiter = Waiter(self._cells, self._name, self._key)
+        if own_holds() and self._waited_s() < _ANNOUNCE_AFTER_S:
+            left_s = min(left_s, _ANNOUNCE_AFTER_S)
+        try:
+            self.seen = self._waiter.change(self.seen, self._evidence, self._usual_s, left_s)
+        except StoreUnavailable:
+            # Waiting outlives an outage as long as the caller would wait.
+            if self._left_s() <= 0:
+                raise
+            self._runtime.sleep(min(1.0, max(self._left_s(), 0.0)) * (0.5 + self._runtime.jitter() / 2))
+
+    def _look_for_circle(self) -> None:
+        """Raise WaitCircle when what this flow waits for waits, in the end, for this flow."""
+        mine = own_holds()
+        if not mine:
+            return
+        for hold in mine:
+            if hold.name == self._name:
+                raise WaitCircle([h.key for h in mine[mine.index(hold) :]])
+        if self._waited_s() >= _ANNOUNCE_AFTER_S and not self._announced:
+            self._announced = mine
+            for hold in mine:
+                hold.announce(self._address)
+        circle = self._contender.circle_from(self.seen.cell)
+        if circle is not None:
+            raise WaitCircle(circle)
+
+    def _report(self) -> None:
+        now = self._runtime.monotonic()
+        if self._reported_at is not None and now - self._reported_at < _REPORT_EVERY_S:
+            return
+        first = self._reported_at is None
+        self._reported_at = now
+        if not first:
+            self._cells.events.emit("waiting", self._key, self.seen.cell.generation, detail=self._by())
+
+    def _by(self) -> str:
+        """For whom this waits, in words."""
+        hold = self.seen.cell.hold
+        if hold is None:
+            return "nobody any more"
+        now = self._runtime.monotonic()
+        parts = [f"{hold.who.host} pid {hold.who.pid}", f"generation {self.seen.cell.generation}"]
+        parts.append(f"held for {hold.held_s + (self.seen.age_s or 0.0):.0f} s at its last beat (number {hold.beat})")
+        if self._first_seen is not None:
+            parts.append(f"which was first seen here {now - self._first_seen[1]:.1f} s ago")
+        if hold.progress is not None:
+            parts.append(f"progress {hold.progress:.0%}")
+        if hold.waits_for is not None:
+            parts.append(f"itself waiting for {hold.waits_for}")
+        return ", ".join(parts)
+
+    def report_acquired(self, hold: LiveHold) -> None:
+        waited_s = self._waited_s() if self._waiter is not None else 0.0
+        events = self._cells.events
+        if self._waiter is not None:
+            events.emit("waited", self._key, hold.generation, hold.epoch, waited_s)
+        if self.seen.cell.hold is not None and self._verdict is not None:
+            before = self.seen.cell.hold.who
+            detail = f"from {before.host} pid {before.pid}, {self._verdict.reason}"
+            events.emit("taken over", self._key, hold.generation, hold.epoch, waited_s, detail)
+        events.emit("claimed", self._key, hold.generation, hold.epoch)
+
+    def _waited_s(self) -> float:
+        return self._runtime.monotonic() - self._began
+
+    def _left_s(self) -> float:
+        return float("inf") if self._wait_s is None else self._wait_s - self._waited_s()
+
+    def close(self) -> None:
+        for hold in self._announced:
+            hold.announce(None)
+        if self._waiter is not None:
+            self._waiter.close()

@@ -1,0 +1,67 @@
+"""What happened: small frozen records for callbacks, logs and counters."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import Final, Literal, NamedTuple
+
+from dibs.runtime import Runtime
+
+log = logging.getLogger("dibs")
+
+Kind = Literal[
+    "hit", "miss", "claimed", "waited", "taken over", "computed", "committed", "refused", "adopted", "released",
+    "failed", "lost", "healed", "unpublished", "beat failed", "put", "forgotten", "waiting",
+]  # fmt: skip
+
+_LEVELS: Final[dict[str, int]] = {
+    "healed": logging.WARNING, "unpublished": logging.WARNING, "taken over": logging.WARNING, "lost": logging.WARNING,
+    "refused": logging.WARNING, "beat failed": logging.WARNING, "waiting": logging.INFO,
+}  # fmt: skip
+
+
+class Event(NamedTuple):
+    """One thing that happened to one key or lock in this process.
+
+    `seconds` is what it took where that makes sense (computed, waited, taken over: since the last sign of life
+    that was noticed), else 0.  `detail` is for people.
+    """
+
+    kind: Kind
+    key: str
+    generation: int = 0
+    epoch: int = 0
+    seconds: float = 0.0
+    detail: str = ""
+
+
+class Events:
+    """Counts events, logs them, and calls back."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._lock = runtime.lock()
+        self.counts: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.callbacks: tuple[Callable[[Event], None], ...] = ()
+
+    def emit(
+        self, kind: Kind, key: str, generation: int = 0, epoch: int = 0, seconds: float = 0.0, detail: str = ""
+    ) -> None:
+        with self._lock:
+            self.counts[kind] += 1
+            if seconds:
+                self.seconds[kind] += seconds
+        level = _LEVELS.get(kind, logging.DEBUG)
+        if log.isEnabledFor(level):
+            log.log(level, "%s %r%s", kind, key, f": {detail}" if detail else "")
+        for callback in self.callbacks:
+            try:
+                callback(Event(kind, key, generation, epoch, seconds, detail))
+            except Exception:
+                log.exception("a callback of on_event raised; it is called again for the next event")
+
+    def listen(self, callback: Callable[[Event], None]) -> None:
+        with self._lock:
+            self.callbacks = (*self.callbacks, callback)

@@ -1,0 +1,129 @@
+"""One scheduler per process keeps all its holds alive.
+
+It knows its holds weakly: a hold that the program lost track of stops beating and is taken over.
+Beats don't wait for each other: each runs in a short-lived thread of its own, and a hold whose beat is still on
+its way is not asked again.  The scheduler starts with the first hold and rests when there is none.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Final, Protocol
+from weakref import ref
+
+from dibs.events import log
+from dibs.runtime import Runtime
+
+THREADS_MAX: Final = 32
+_REST_MAX_S: Final = 30.0
+
+
+class Beating(Protocol):
+    """What the scheduler asks of a hold; all but `beat_s` are the scheduler's to set."""
+
+    beat_s: float
+    due_at: float
+    beating: bool
+    serial: int
+
+    def keep(self) -> float | None:
+        """Beat once; return the seconds until the next one, or None when there is nothing to keep any more."""
+
+
+class Heartbeat:
+    """Beats for holds until they are removed or gone."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._lock = runtime.lock()
+        self._wake = runtime.event()
+        self._holds: dict[int, ref[Beating]] = {}
+        self._serials = count(1)
+        self._wakes_at: float | None = None
+
+    def add(self, hold: Beating) -> None:
+        """Begin to beat for `hold`, first after its `beat_s`.
+
+        A scheduler that rests, or would wake in time anyway, is not woken: short holds cost no thread switch.
+        """
+        now = self._runtime.monotonic()
+        hold.due_at = now + hold.beat_s
+        hold.beating = False
+        hold.serial = next(self._serials)
+        with self._lock:
+            self._holds[hold.serial] = ref(hold)
+            if self._wakes_at is None:
+                self._wakes_at = hold.due_at
+                start = True
+            else:
+                start = False
+                if hold.due_at < self._wakes_at:
+                    self._wake.set()
+        if start:
+            self._runtime.start(self._run, "dibs-heartbeat")
+
+    def remove(self, hold: Beating) -> None:
+        with self._lock:
+            self._holds.pop(hold.serial, None)
+
+    def living(self) -> list[Beating]:
+        """The holds that are kept now."""
+        with self._lock:
+            return self._living()
+
+    def hurry(self, hold: Beating) -> None:
+        """Beat for `hold` soon, because it has news."""
+        with self._lock:
+            hold.due_at = self._runtime.monotonic()
+            self._wake.set()
+
+    def _run(self) -> None:
+        while True:  # ends when there was nothing to keep for a whole rest
+            now = self._runtime.monotonic()
+            with self._lock:
+                self._wake = wake = self._runtime.event()
+                holds = self._living()
+                due = [hold for hold in holds if not hold.beating and hold.due_at <= now]
+                for hold in due:
+                    hold.beating = True
+                waiting = [hold.due_at for hold in holds if not hold.beating]
+                idle = not waiting and not due
+                # While beats are on their way, look again soon: they set their own next time when they end.
+                rest_s = min([at - now for at in waiting] + [_REST_MAX_S])
+                self._wakes_at = now + rest_s
+            # One thread per beat, fewer only when there are very many.
+            for batch in (due[i::THREADS_MAX] for i in range(min(len(due), THREADS_MAX))):
+                self._runtime.start(lambda batch=batch: self._beat(batch), "dibs-beat")  # type: ignore[misc]
+            del holds, due
+            woken = wake.wait(max(rest_s, 0.001))
+            if idle and not woken:
+                with self._lock:
+                    if not self._holds:
+                        self._wakes_at = None
+                        return
+
+    def _living(self) -> list[Beating]:
+        living: list[Beating] = []
+        for serial, reference in list(self._holds.items()):
+            hold = reference()
+            if hold is None:
+                del self._holds[serial]
+            else:
+                living.append(hold)
+        return living
+
+    def _beat(self, holds: list[Beating]) -> None:
+        for hold in holds:
+            try:
+                next_s = hold.keep()
+            except Exception:
+                log.exception("a heartbeat failed; it will be tried again")
+                next_s = hold.beat_s / 4
+            with self._lock:
+                hold.beating = False
+                if next_s is None:
+                    self._holds.pop(hold.serial, None)
+                    continue
+                hold.due_at = self._runtime.monotonic() + next_s
+                if self._wakes_at is None or hold.due_at < self._wakes_at:
+                    self._wake.set()

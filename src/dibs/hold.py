@@ -1,0 +1,299 @@
+"""Acquire, keep, commit and release one cell.
+
+A hold is believed only as long as its own deadline says, and that is judged at the moment of the question:
+counted from *before* the last confirmed beat was sent, by the fastest of three clocks, so that suspends, pauses
+and clock steps all shorten it.  After the deadline the store is asked: a hold that nobody took goes on.
+
+A hold that is lost does no harm: plain locks are bound to their claim, and a finished value is published by the
+rule of its epoch, whoever holds the cell by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Literal, NamedTuple
+
+from dibs import cell as table
+from dibs.cell import Cell, Hold, Value
+from dibs.cells import Cells, Seen
+from dibs.errors import Conflict, LockLost, StoreUnavailable, StoreUnsuitable
+from dibs.heartbeat import Heartbeat
+from dibs.liveness import trusted_for_s
+
+_RECONCILIATIONS_MAX: Final = 100
+
+
+class Terms(NamedTuple):
+    """For how long, and how, a hold is kept."""
+
+    ttl_s: float
+    beat_s: float
+    hold_max_s: float | None = None
+    manual: bool = False
+
+
+class Outcome(NamedTuple):
+    """What became of a finished value.
+
+    `published`: it is (or was) the value of its epoch.  `adopted`: somebody else's came first and is this one.
+    `refused`: the epoch moved on, so it goes to its own caller only; the text says why.
+    """
+
+    how: Literal["published", "adopted", "refused"]
+    seen: Seen
+    reason: str = ""
+
+
+class LiveHold:
+    """One hold of this process; safe to use from several threads."""
+
+    # For the scheduler.
+    due_at = 0.0
+    beating = False
+    serial = 0
+
+    def __init__(self, cells: Cells, heartbeat: Heartbeat, name: str, key: str, terms: Terms) -> None:
+        self._cells = cells
+        self._runtime = runtime = cells.runtime
+        self._heartbeat = heartbeat
+        self.name, self.key = name, key
+        self.terms = terms
+        self.beat_s = terms.beat_s
+        self.claim = runtime.token()
+        self.process = runtime.process()
+        self.thread = runtime.thread()
+        self.generation = 0
+        self.epoch = 0
+        self.progress: float | None = None
+        self.waits_for: str | None = None
+        self.expected_s: float | None = None
+        self.ended = False
+        self.lost = runtime.event()
+        self.lost_because = ""
+        # Beats, commit and release of one hold never overlap: each goes out from the last confirmed version.
+        self._mutex = runtime.lock()
+        self._seen: Seen
+        self._marks = self._began = runtime.elapsed_marks()
+
+    # -- becoming the holder -------------------------------------------------------------------------------------
+
+    def acquire(self, seen: Seen, event: Callable[[Cell, Hold], Cell]) -> None:
+        """Become the holder by applying `event` (claim, recompute or take_over) to the cell as it was seen.
+
+        Raises Conflict when somebody else was faster.
+        """
+        runtime, terms = self._runtime, self.terms
+        self._marks = self._began = runtime.elapsed_marks()
+        who = runtime.holder(self._cells.beacon_dir)
+        hold = Hold(self.claim, who, terms.ttl_s, expected_s=self.expected_s, since=round(runtime.wall(), 3))
+        try:
+            self._seen = self._cells.write(self.name, seen, event(seen.cell, hold), terms.ttl_s)
+        except Conflict:
+            raise
+        except StoreUnavailable:
+            # It may land yet: whoever meets it here knows that nobody stands behind it.
+            self._cells.abandon(self.claim)
+            raise
+        except BaseException:
+            self._cells.abandon(self.claim)
+            self._tidy()
+            raise
+        self.generation, self.epoch = self._seen.cell.generation, self._seen.cell.epoch
+        self._heartbeat.add(self)
+
+    def _tidy(self) -> None:
+        """An interrupt struck while the claim was on its way: free it if it landed."""
+        seen = self._cells.look(self.name, self.key)
+        if table.holds(seen.cell, self.claim):
+            self._cells.write(self.name, seen, table.release(seen.cell, self.claim), self.terms.beat_s)
+
+    # -- keeping it ----------------------------------------------------------------------------------------------
+
+    @property
+    def held(self) -> bool:
+        """True while this process can prove, without asking the store, that it holds."""
+        return self._kept() and self._trusted()
+
+    def _kept(self) -> bool:
+        return not self.ended and not self.lost.is_set() and self.mine()
+
+    @property
+    def held_s(self) -> float:
+        """Seconds since this hold was asked for."""
+        return self._runtime.monotonic() - self._began[0]
+
+    def check(self) -> None:
+        """Return if this process provably holds; ask the store if need be; raise LockLost otherwise."""
+        if self._kept() and (self._trusted() or (self.beat() and self._trusted())):
+            return
+        raise LockLost(f"{self.key!r} (generation {self.generation}): {self._why_lost()}")
+
+    def keep(self) -> float | None:
+        """One beat for the scheduler; the seconds until the next, or None when there is nothing to keep."""
+        if self.terms.manual:
+            return self.beat_s
+        if self.ended or self.lost.is_set() or not self.mine():
+            return None
+        longest_s = self.terms.hold_max_s
+        if longest_s is not None and self.held_s >= longest_s:
+            self._cells.events.emit(
+                "beat failed", self.key, self.generation, detail=f"held for hold_max_s = {longest_s:g} s: beats stop"
+            )
+            return None
+        return self.beat_s if self.beat() else self.beat_s / 4
+
+    def beat(self) -> bool:
+        """Prove to the others that this holder lives; False when the store didn't take it this time."""
+        if not self.mine():
+            return False
+        with self._mutex:
+            if self.ended or self.lost.is_set():
+                return False
+            marks = self._runtime.elapsed_marks()
+            try:
+                if not self._rewrite(self._beaten, self.beat_s):
+                    self._lose()
+                    return False
+            except (StoreUnavailable, StoreUnsuitable) as error:
+                self._cells.events.emit("beat failed", self.key, self.generation, detail=str(error))
+                return False
+            self._marks = marks
+            return True
+
+    def _beaten(self, cell: Cell) -> Cell:
+        assert cell.hold is not None
+        news = cell.hold._replace(
+            held_s=round(self.held_s, 3),
+            progress=self.progress,
+            waits_for=self.waits_for,
+            expected_s=self.expected_s,
+        )
+        return table.beat(cell, news)
+
+    def announce(self, waits_for: str | None) -> None:
+        """Let others see what this holder waits for, or that it waits no more."""
+        if self.waits_for != waits_for and not self.ended:
+            self.waits_for = waits_for
+            if self.terms.manual:
+                self.beat()
+            else:
+                self._heartbeat.hurry(self)
+
+    # -- ending it -----------------------------------------------------------------------------------------------
+
+    def release(self) -> None:
+        """Give the hold up; raises LockLost when it was lost before."""
+        self._end(lambda cell: table.release(cell, self.claim), "released")
+
+    def fail(self, error: str) -> None:
+        """Give the hold up because the computation raised `error` (a traceback as text)."""
+        who = self._runtime.holder(self._cells.beacon_dir)
+        self._end(lambda cell: table.fail(cell, self.claim, error, f"{who.host} pid {who.pid}"), "failed")
+
+    def _end(self, event: Callable[[Cell], Cell], how: str) -> None:
+        if not self.mine():
+            return  # a forked child owns nothing that its parent holds
+        with self._mutex:
+            if self.ended:
+                return
+            self._heartbeat.remove(self)
+            # Whatever comes: it is not kept any more, and if the store stays silent its ttl ends it.
+            self.ended = True
+            if not self.lost.is_set():
+                if self._rewrite(event, self.terms.ttl_s) or table.how_ended(self._seen.cell, self.claim) == how:
+                    return
+                self._lose()
+        raise LockLost(f"{self.key!r} (generation {self.generation}): {self._why_lost()}")
+
+    def commit(self, value: Value, patience_s: float) -> Outcome:
+        """Publish `value` if the epoch that it was computed for is still asked for and has no value yet.
+
+        Ends the hold.  Raises StoreUnavailable when the store could not be reached within `patience_s`.
+        """
+        if not self.mine():
+            self._mutex = self._runtime.lock()  # the parent's may have been taken when it forked
+        with self._mutex:
+            self._heartbeat.remove(self)
+            try:
+                return self._publish(value._replace(epoch=self.epoch, claim=self.claim), patience_s)
+            finally:
+                self.ended = True
+
+    def _publish(self, value: Value, patience_s: float) -> Outcome:
+        give_up_at = self._runtime.monotonic() + patience_s
+        seen = self._seen
+        for _ in range(_RECONCILIATIONS_MAX):
+            cell = seen.cell
+            if table.may_commit(cell, self.epoch):
+                left_s = max(give_up_at - self._runtime.monotonic(), 0.0)
+                try:
+                    self._seen = self._cells.write(self.name, seen, table.commit(cell, value), left_s)
+                    return Outcome("published", self._seen)
+                except Conflict:
+                    seen = self._look(give_up_at)
+                    continue
+            there = table.current(cell)
+            if cell.epoch == self.epoch and there is not None:
+                return Outcome("published" if there.claim == self.claim else "adopted", seen)
+            if table.how_ended(cell, self.claim) == "committed":
+                return Outcome("published", seen)
+            return Outcome("refused", seen, f"epoch {self.epoch} is over, the key is at epoch {cell.epoch}")
+        raise StoreUnavailable(f"{self.key!r} kept changing while its value was committed")
+
+    def _look(self, give_up_at: float) -> Seen:
+        while True:  # ends when the store answers or patience does
+            try:
+                return self._cells.look(self.name, self.key)
+            except StoreUnavailable:
+                if self._runtime.monotonic() >= give_up_at:
+                    raise
+                self._runtime.sleep(0.1 * (0.5 + self._runtime.jitter()))
+
+    # -- shared --------------------------------------------------------------------------------------------------
+
+    def _rewrite(self, event: Callable[[Cell], Cell], patience_s: float) -> bool:
+        """Apply `event` to our held cell; False when it is not ours any more (then `_seen` says whose)."""
+        give_up_at = self._runtime.monotonic() + patience_s
+        for _ in range(_RECONCILIATIONS_MAX):
+            if not table.holds(self._seen.cell, self.claim):
+                return False
+            try:
+                left_s = max(give_up_at - self._runtime.monotonic(), 0.0)
+                self._seen = self._cells.write(self.name, self._seen, event(self._seen.cell), left_s)
+                return True
+            except Conflict:
+                # Perhaps a late beat of our own: a held record with my claim is mine, whatever its attempt.
+                self._seen = self._look(give_up_at)
+        raise StoreUnavailable(f"{self.key!r} kept changing while it was rewritten")
+
+    def _lose(self) -> None:
+        cell = self._seen.cell
+        how = table.how_ended(cell, self.claim) or "no longer in the record"
+        now = ""
+        if cell.hold is not None:
+            who = cell.hold.who
+            now = f"; now held by {who.host} pid {who.pid} (generation {cell.generation})"
+        self.lost_because = f"{how}{now}"
+        self.lost.set()
+        self._heartbeat.remove(self)
+        self._cells.events.emit("lost", self.key, self.generation, self.epoch, detail=self.lost_because)
+
+    def _why_lost(self) -> str:
+        if not self.mine():
+            return "it belongs to the process that forked this one"
+        if self.lost_because:
+            return self.lost_because
+        if self.ended:
+            return "it was given up before"
+        return f"the store could not be asked for {self._elapsed_s(self._marks):.1f} s (ttl {self.terms.ttl_s:g} s)"
+
+    def mine(self) -> bool:
+        """False in a forked child, which owns nothing that its parent holds."""
+        return self._runtime.process() == self.process
+
+    def _trusted(self) -> bool:
+        return self._elapsed_s(self._marks) < trusted_for_s(self.terms.ttl_s)
+
+    def _elapsed_s(self, since: tuple[float, float, float]) -> float:
+        now = self._runtime.elapsed_marks()
+        return max(now[0] - since[0], now[1] - since[1], now[2] - since[2])

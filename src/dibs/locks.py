@@ -1,0 +1,172 @@
+"""Plain locks: a cell without a value, bound strictly to the claim of its holder."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from dibs.cell import Cell
+from dibs.cells import Seen
+from dibs.contend import Contender, Settled, holds_of_flow, own_holds
+from dibs.errors import DibsError, LockLost, WaitTimeout
+from dibs.hold import LiveHold, Terms
+from dibs.names import LOCKS, record_name
+from dibs.runtime import Event
+
+if TYPE_CHECKING:
+    import asyncio
+
+
+class Lock:
+    """A lock over the whole fleet, for a `with` or `async with` block; made by `Cache.lock` and `Cache.try_lock`.
+
+    Guaranteed: `generation` is larger than that of every earlier holder of this name.  Not guaranteed: that no
+    two workers ever run in the block at once: a worker that is paused for longer than its ttl goes on for a moment
+    before it can know.  Ask `check` before each step that matters, or hand `generation` to a resource that refuses
+    smaller ones (Kleppmann, "How to do distributed locking", 2016).
+    """
+
+    def __init__(
+        self, contender: Contender, name: str, terms: Terms, wait_s: float | None, reentrant: bool = False
+    ) -> None:
+        self.name = name
+        self._contender = contender
+        self._terms = terms
+        self._wait_s = wait_s
+        self._reentrant = reentrant
+        self._hold: LiveHold | None = None
+        self._shared = False
+        self._cancelled = False
+
+    def acquire(self) -> Self:
+        """Take the lock; raises WaitTimeout when somebody else keeps it for longer than `wait_s`.
+
+        Raises WaitCircle when this thread or task holds it already (unless `reentrant`), or when its holder
+        waits, in the end, for something that this thread or task holds.
+        """
+        if self._hold is not None:
+            raise RuntimeError(f"this Lock object of {self.name!r} is in use; make one per block with cache.lock()")
+        if self._reentrant:
+            name = record_name(LOCKS, self.name)
+            for hold in own_holds():
+                if hold.name == name and hold.thread == self._contender.runtime.thread():
+                    self._hold, self._shared = hold, True
+                    return self
+        hold = self._contend()
+        self._hold = hold
+        holds_of_flow.set((*own_holds(), hold))
+        return self
+
+    def _contend(self) -> LiveHold:
+        got = self._contender.contend(
+            LOCKS, self.name, self._terms, self._wait_s, _never_settled, stop=lambda: self._cancelled
+        )
+        assert isinstance(got, LiveHold)
+        return got
+
+    def release(self) -> None:
+        """Give the lock back; raises LockLost when it was lost before, so that nobody believes a broken block."""
+        hold, self._hold = self._hold, None
+        if hold is None:
+            raise LockLost(f"{self.name!r} is not held by this Lock object")
+        if self._shared:
+            self._shared = False
+            if hold.lost.is_set():
+                raise LockLost(f"{self.name!r} (generation {hold.generation}): {hold.lost_because}")
+            return
+        holds_of_flow.set(tuple(other for other in own_holds() if other is not hold))
+        hold.release()
+
+    @property
+    def generation(self) -> int:
+        """The fencing token: grows with every holder of this name, for ever.  0 before the lock is taken."""
+        return self._hold.generation if self._hold is not None else 0
+
+    @property
+    def held(self) -> bool:
+        """True while this process can prove, without asking the store, that it holds."""
+        return self._hold is not None and self._hold.held
+
+    @property
+    def lost(self) -> Event:
+        """Set when the lock is known to be lost; as threading.Event, for code that waits for something else too."""
+        return self._held().lost
+
+    def check(self) -> None:
+        """Return if this process provably holds, asking the store if need be; raise LockLost otherwise."""
+        self._held().check()
+
+    def beat(self, progress: float | None = None) -> None:
+        """Prove now that the holder lives; `progress` in [0, 1] is shown to those who wait."""
+        hold = self._held()
+        if progress is not None:
+            hold.progress = progress
+        hold.beat()
+
+    def _held(self) -> LiveHold:
+        if self._hold is None:
+            raise LockLost(f"{self.name!r} is not held by this Lock object")
+        return self._hold
+
+    def __enter__(self) -> Self:
+        return self.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._hold is None:
+            return  # released inside the block
+        try:
+            self.release()
+        except DibsError as problem:
+            if error is None:
+                raise
+            # The block's own error matters more; this one goes with it.
+            error.add_note(f"dibs: {type(problem).__name__} while {self.name!r} was released: {problem}")
+
+    async def __aenter__(self) -> Self:
+        import asyncio
+
+        waiting = asyncio.ensure_future(asyncio.to_thread(self._contend))
+        try:
+            self._hold = await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            self._cancelled = True
+            waiting.add_done_callback(_give_back)
+            raise
+        holds_of_flow.set((*own_holds(), self._hold))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import asyncio
+
+        holds_of_flow.set(tuple(other for other in own_holds() if other is not self._hold))
+        await asyncio.to_thread(self.__exit__, kind, error, trace)
+
+    def __repr__(self) -> str:
+        how = f"generation {self.generation}, {'held' if self.held else 'lost'}" if self._hold else "not held"
+        return f"<dibs.Lock {self.name!r}: {how}>"
+
+
+def try_lock(contender: Contender, name: str, terms: Terms) -> Lock | None:
+    """Return the lock, taken, or None at once when somebody else has it."""
+    lock = Lock(contender, name, terms, wait_s=0.0)
+    try:
+        return lock.acquire()
+    except WaitTimeout:
+        return None
+
+
+def _never_settled(seen: Seen) -> Settled[Cell] | None:
+    return None
+
+
+def _give_back(waiting: asyncio.Future[Any]) -> None:
+    """A cancelled task's lock came through all the same."""
+    import asyncio
+
+    if not waiting.cancelled() and waiting.exception() is None:
+        hold: LiveHold = waiting.result()
+        asyncio.get_running_loop().run_in_executor(None, hold.release)

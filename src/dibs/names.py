@@ -1,0 +1,51 @@
+"""Keys are any text; record names are plain.  Short keys stay readable, long ones end in a digest."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Final
+from urllib.parse import quote, unquote
+
+from blake3 import blake3
+
+KEYS: Final = "keys"
+LOCKS: Final = "locks"
+_LENGTH_MAX: Final = 150
+_READABLE: Final = 60
+
+
+@lru_cache(maxsize=4096)
+def record_name(space: str, key: str) -> str:
+    """The name of the record of `key` among the `KEYS` or the `LOCKS`; different keys have different names."""
+    # quote() leaves "~" alone; escaped, it can mark the digest without ambiguity.
+    escaped = quote(key, safe="=,+@", errors="surrogatepass").replace("~", "%7E") or "%"
+    if escaped in (".", ".."):
+        escaped = escaped.replace(".", "%2E")
+    if len(escaped) > _LENGTH_MAX:
+        digest = blake3(key.encode("utf-8", "surrogatepass")).hexdigest(16)
+        escaped = f"{escaped[:_READABLE]}~{digest}"
+    return f"{space}/{escaped}"
+
+
+def key_of(name: str) -> str | None:
+    """The key whose record has this name; None when only the record itself can tell (a long key)."""
+    escaped = name.partition("/")[2]
+    if "~" in escaped:
+        return None
+    return "" if escaped == "%" else unquote(escaped, errors="surrogatepass")
+
+
+def blob_name(name: str, epoch: int, claim: str) -> str:
+    """The name of the blob that holds what `claim` computed for `epoch`; never used twice."""
+    return f"values/{name}/{epoch}-{claim}"
+
+
+def address(space: str, key: str) -> str:
+    """What a waiting holder writes in its record to say what it waits for."""
+    return f"{space}/{key}"
+
+
+def from_address(address: str) -> tuple[str, str]:
+    """The space and the key that `address` was made of."""
+    space, _, key = address.partition("/")
+    return space, key

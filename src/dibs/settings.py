@@ -1,0 +1,166 @@
+"""Settings: from arguments, `DIBS_*` variables, `dibs.toml` and `[tool.dibs]`, in this order, checked on the way in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+from dibs.errors import SettingsError
+from dibs.liveness import BEATS_PER_TTL, TRUST_PER_TTL, TTL_MAX_S, TTL_MIN_S
+
+_CONFIG_SIZE_MAX: Final = 1_000_000
+
+
+class Settings(NamedTuple):
+    """Everything about a cache but where it is; `open` says what each means.  Times are in seconds."""
+
+    ttl_s: float = 60.0
+    beat_s: float | None = None
+    hold_max_s: float | None = None
+    wait_s: float | None = None
+    failures_max: int = 3
+    deaths_max: int = 10
+    retry_after_s: float = 60.0
+    allow_pickle: bool | None = None
+    heartbeat: Literal["thread", "manual"] = "thread"
+    on_unavailable: Literal["raise", "compute"] = "raise"
+    read_only: bool = False
+    disable: bool = False
+
+    @property
+    def beat(self) -> float:
+        """Seconds between two beats."""
+        return beat_of(self.ttl_s, self.beat_s)
+
+
+_FLOATS: Final = ("ttl_s", "beat_s", "hold_max_s", "wait_s", "retry_after_s")
+_INTEGERS: Final = ("failures_max", "deaths_max")
+_FLAGS: Final = ("allow_pickle", "read_only", "disable")
+_CHOICES: Final[dict[str, tuple[str, ...]]] = {
+    "heartbeat": ("thread", "manual"),
+    "on_unavailable": ("raise", "compute"),
+}
+_LATER: Final[dict[str, str]] = {
+    "local": "tiers on this host",
+    "fresh_s": "tiers on this host",
+    "values": "a second store for large values",
+    "codec": "other codecs than the automatic choice",
+    "secret": "signed values",
+}
+"""Settings of the documented face that this version does not have yet: asking for one is an error, never ignored."""
+
+
+def beat_of(ttl_s: float, beat_s: float | None) -> float:
+    """Seconds between two beats: a sixth of the ttl unless said otherwise."""
+    return ttl_s / BEATS_PER_TTL if beat_s is None else beat_s
+
+
+def gather(arguments: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> tuple[str | None, Settings]:
+    """Return the url (None: nowhere given) and the settings.
+
+    `arguments` are those that were given; the rest comes from `DIBS_*` variables, then from the nearest
+    `dibs.toml` or `pyproject.toml` with `[tool.dibs]` at or above the working directory.
+    Raises SettingsError, which names the setting and where it stands.
+    """
+    found: dict[str, Any] = {}
+    for source, values in (_from_files(Path.cwd()), _from_environment(environ), ("an argument", dict(arguments))):
+        for name, value in values.items():
+            found[name] = _checked(name, value, source)
+    url = found.pop("url", None)
+    settings = Settings(**found)
+    check_terms(settings.ttl_s, settings.beat_s, settings.hold_max_s)
+    return url, settings
+
+
+def check_terms(ttl_s: float, beat_s: float | None, hold_max_s: float | None) -> None:
+    """Raise SettingsError when a holder could not live by these times."""
+    if not TTL_MIN_S <= ttl_s <= TTL_MAX_S:
+        raise SettingsError(f"ttl_s = {ttl_s!r} must be between {TTL_MIN_S} and {TTL_MAX_S:g} seconds")
+    beat = beat_of(ttl_s, beat_s)
+    if not 0 < beat <= ttl_s * TRUST_PER_TTL / 2:
+        raise SettingsError(
+            f"beat_s = {beat!r} must be above 0 and at most a third of ttl_s ({ttl_s:g}): a holder that missed one "
+            "beat would lose its hold"
+        )
+    if hold_max_s is not None and hold_max_s <= 0:
+        raise SettingsError(f"hold_max_s = {hold_max_s!r} must be above 0, or None for no limit")
+
+
+def _from_environment(environ: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+    # Variables with these prefixes belong to the tests and to the runtime directory.
+    ours = {n: v for n, v in environ.items() if n.startswith("DIBS_") and n not in _FOREIGN_VARIABLES}
+    return "a DIBS_ variable", {name.removeprefix("DIBS_").lower(): _parsed(name, text) for name, text in ours.items()}
+
+
+_FOREIGN_VARIABLES: Final = ("DIBS_RUNTIME_DIR", "DIBS_MINISTACK_PYTHON")
+
+
+def _parsed(variable: str, text: str) -> Any:
+    """A variable's text as the type that its setting has."""
+    name = variable.removeprefix("DIBS_").lower()
+    try:
+        if name in _FLOATS:
+            return None if text.lower() in ("", "none") else float(text)
+        if name in _INTEGERS:
+            return int(text)
+    except ValueError:
+        raise SettingsError(f"{variable}={text!r} (environment): a number was expected") from None
+    if name in _FLAGS:
+        if text.lower() in ("1", "true", "yes", "on"):
+            return True
+        if text.lower() in ("0", "false", "no", "off", ""):
+            return False
+        raise SettingsError(f"{variable}={text!r} (environment): expected 1 or 0")
+    return text
+
+
+def _from_files(start: Path) -> tuple[str, dict[str, Any]]:
+    for folder in (start, *start.parents):
+        for name in ("dibs.toml", "pyproject.toml"):
+            path = folder / name
+            if not path.is_file() or path.stat().st_size > _CONFIG_SIZE_MAX:
+                continue
+            import tomllib
+
+            try:
+                content = tomllib.loads(path.read_text("utf-8"))
+            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+                if name == "pyproject.toml":
+                    continue  # somebody else's file; whoever owns it will complain
+                raise SettingsError(f"{path}: {error}") from error
+            table = content if name == "dibs.toml" else content.get("tool", {}).get("dibs")
+            if table is not None:
+                return str(path), dict(table)
+    return "", {}
+
+
+def _checked(name: str, value: Any, source: str) -> Any:
+    where = f"{name} = {value!r} ({source})"
+    if name == "url":
+        if value is not None and not isinstance(value, str):
+            raise SettingsError(f"{where}: expected the URL or the path of a store")
+    elif name in _LATER:
+        raise SettingsError(f"{where}: this version of dibs has no {_LATER[name]} yet; leave {name} out")
+    elif name in _FLOATS:
+        optional = Settings._field_defaults[name] is None
+        if not (optional and value is None) and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise SettingsError(f"{where}: expected a number of seconds{' or None' if optional else ''}")
+        if value is not None and not 0 <= value < float("inf"):
+            raise SettingsError(f"{where}: expected a number of seconds that is not negative")
+    elif name in _INTEGERS:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise SettingsError(f"{where}: expected a whole number from 1 on")
+    elif name in _FLAGS:
+        if not isinstance(value, bool) and not (name == "allow_pickle" and value is None):
+            raise SettingsError(f"{where}: expected True or False")
+    elif name in _CHOICES:
+        if name == "heartbeat" and value == "process":
+            raise SettingsError(f"{where}: this version of dibs has no helper process yet; use 'thread' or 'manual'")
+        if value not in _CHOICES[name]:
+            raise SettingsError(f"{where}: expected one of {', '.join(map(repr, _CHOICES[name]))}")
+    else:
+        known = ", ".join(["url", *Settings._fields])
+        raise SettingsError(f"{where}: there is no such setting; known are {known}")
+    return value

@@ -1,0 +1,94 @@
+"""Listen until a cell changes, a holder dies, or it is time to look again.
+
+Where the store has local files, a waiter sleeps until the record's file is written or the holder's beacon is let
+go, and burns nothing meanwhile.  On a bucket it sends conditional GETs, at intervals that follow what it knows:
+a tenth of the time that the computation will still take, or that it has waited already, so that it is late by a
+tenth at most; on the holder's own host it watches the beacon as well.
+
+Request budget of one waiter on a bucket: at most `FIRST_MINUTE_REQUESTS_MAX` in its first minute and
+`LATER_MINUTE_REQUESTS_MAX` in each later one, whatever the holder promises.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dibs.cells import Cells, Seen
+from dibs.runtime import Evidence
+from dibs.store import UNCHANGED
+
+INTERVAL_MIN_S: Final = 0.1
+INTERVAL_MAX_S: Final = 5.0
+FIRST_MINUTE_REQUESTS_MAX: Final = 80
+LATER_MINUTE_REQUESTS_MAX: Final = 20
+_SHARE: Final = 0.1
+_LOOK_EVERY_S: Final = 1.0
+"""Locally a waiter is woken; this is how often it looks all the same."""
+_LOOK_WITHOUT_BEACON_S: Final = 0.1
+
+
+def poll_interval_s(waited_s: float, remaining_s: float | None, ttl_s: float, jitter: float) -> float:
+    """Seconds until the next look at a bucket; `jitter` in [0, 1) spreads it by a quarter either way."""
+    guided_s = waited_s if remaining_s is None or remaining_s <= 0 else max(remaining_s, waited_s / 4)
+    longest_s = max(min(INTERVAL_MAX_S, ttl_s / 3), INTERVAL_MIN_S)
+    return min(max(guided_s * _SHARE, INTERVAL_MIN_S), longest_s) * (0.75 + jitter / 2)
+
+
+def remaining_s(seen: Seen, since_look_s: float, usual_s: float | None) -> float | None:
+    """How long the holder will probably still take; None when nothing is known.
+
+    From its progress, else from what it expects, else from `usual_s`, what such keys took before.
+    """
+    hold = seen.cell.hold
+    if hold is None:
+        return None
+    held_s = hold.held_s + (seen.age_s or 0.0) + since_look_s
+    if hold.progress:
+        return max(hold.held_s / min(hold.progress, 1.0) - held_s, 0.0)
+    expected_s = hold.expected_s or usual_s
+    return None if expected_s is None else max(expected_s - held_s, 0.0)
+
+
+class Waiter:
+    """Waits for changes of one cell; close it when the wait is over."""
+
+    def __init__(self, cells: Cells, name: str, key: str) -> None:
+        self._cells = cells
+        self._runtime = cells.runtime
+        self._name, self._key = name, key
+        self._files = cells.store.files_of(name)
+        self._watch = self._runtime.watch()
+        self._since = self._runtime.monotonic()
+
+    def change(self, seen: Seen, evidence: Evidence, usual_s: float | None, limit_s: float) -> Seen:
+        """Return the cell when it has changed, or `seen` itself when it is time to judge its holder again.
+
+        Returns within `limit_s` plus one request's timeout.
+        """
+        hold = seen.cell.hold
+        assert hold is not None
+        runtime = self._runtime
+        beacons = (hold.who.beacon,) if evidence.local and hold.who.beacon else ()
+        if self._files:
+            # Armed first, then looked: a change between the two is not missed.
+            self._watch.arm(self._files, beacons)
+            again = self._cells.look_again(self._name, self._key, seen.version)
+            if again is not UNCHANGED:
+                return again
+            every_s = _LOOK_EVERY_S if beacons or not evidence.local else _LOOK_WITHOUT_BEACON_S
+            self._watch.wait(min(every_s, limit_s))
+        else:
+            waited_s = runtime.monotonic() - self._since
+            left_s = remaining_s(seen, waited_s, usual_s)
+            interval_s = poll_interval_s(waited_s, left_s, hold.ttl_s, runtime.jitter())
+            if not beacons:
+                runtime.sleep(min(interval_s, limit_s))
+            else:
+                self._watch.arm((), beacons)
+                if self._watch.wait(min(interval_s, limit_s)):
+                    return seen
+        again = self._cells.look_again(self._name, self._key, seen.version)
+        return seen if again is UNCHANGED else again
+
+    def close(self) -> None:
+        self._watch.close()

@@ -1,0 +1,144 @@
+"""What the kernel tells about processes: this boot, this process, and the fate of another one.
+
+Nothing here ever calls a living process dead: what can't be read, or could mean either, counts as alive.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final, NamedTuple
+
+_PF_EXITING: Final = 0x4  # include/linux/sched.h
+
+
+class Fate(NamedTuple):
+    """What a pid tells: `dead` says how; `alive` is True only when it is certainly the very same process."""
+
+    dead: str | None
+    alive: bool
+
+
+UNKNOWN: Final = Fate(None, False)
+
+
+def _read_text(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def boot_id() -> str:
+    """Random id of this boot of this kernel; empty where there is none."""
+    if sys.platform == "darwin":
+        return _sysctl("kern.bootsessionuuid")
+    return _read_text("/proc/sys/kernel/random/boot_id").strip()
+
+
+def _sysctl(name: str) -> str:
+    import ctypes
+
+    buffer, size = ctypes.create_string_buffer(256), ctypes.c_size_t(256)
+    try:
+        sysctl = ctypes.CDLL(None).sysctlbyname
+        failed = sysctl(name.encode(), buffer, ctypes.byref(size), None, ctypes.c_size_t(0))
+    except (OSError, AttributeError):
+        return ""
+    return "" if failed else buffer.value.decode("ascii", "replace")
+
+
+def pid_namespace() -> int:
+    """Inode of this process's PID namespace; 1 on systems that have but one; 0 where unknown."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0 if sys.platform == "linux" else 1
+
+
+def clocks_are_shifted() -> bool:
+    """True in a time namespace, where monotonic time, boot time and start times are moved."""
+    offsets = [line.split() for line in _read_text("/proc/self/timens_offsets").splitlines()]
+    return any(number != "0" for line in offsets for number in line[1:])
+
+
+def start_ticks(pid: int) -> int:
+    """When the process started, in clock ticks since boot; 0 where unknown."""
+    if sys.platform != "linux":
+        return _start_by_psutil(pid)
+    fields = _stat_fields(pid)
+    return int(fields[19]) if fields else 0
+
+
+def _stat_fields(pid: int) -> list[str]:
+    # From field 3 on: the name before it, in parentheses, may contain anything.
+    _, closed, rest = _read_text(f"/proc/{pid}/stat").rpartition(")")
+    fields = rest.split()
+    return fields if closed and len(fields) > 19 else []
+
+
+def fate(pid: int, started: int) -> Fate:
+    """What is certain about process `pid` of this PID namespace that started at `started` (0: unknown)."""
+    if pid <= 0:
+        return UNKNOWN
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return Fate(f"pid {pid} is gone", False)
+    except OSError:
+        pass  # not ours to signal, but there
+    if sys.platform != "linux":
+        return _fate_by_psutil(pid, started)
+    fields = _stat_fields(pid)
+    if not fields:  # hidden from us, or gone this very moment
+        return UNKNOWN
+    state, flags, ticks = fields[0], int(fields[6]), int(fields[19])
+    if state in "ZX":
+        return Fate(f"pid {pid} is a zombie", False)
+    if not started:
+        return UNKNOWN
+    if ticks != started:
+        return Fate(f"pid {pid} was reused", False)
+    return Fate(None, not flags & _PF_EXITING)
+
+
+def _start_by_psutil(pid: int) -> int:
+    try:
+        import psutil
+
+        return int(psutil.Process(pid).create_time() * 100)
+    except Exception:
+        return 0
+
+
+def _fate_by_psutil(pid: int, started: int) -> Fate:
+    try:
+        import psutil
+
+        process = psutil.Process(pid)
+        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return Fate(f"pid {pid} is a zombie", False)
+        ticks = int(process.create_time() * 100)
+    except Exception:
+        return UNKNOWN
+    if started and abs(ticks - started) > 1:
+        return Fate(f"pid {pid} was reused", False)
+    return Fate(None, bool(started))
+
+
+def flock_owner(fd: int) -> str | None:
+    """Who holds the `flock` on this file, as text for people: "pid 123 (stopped)"; None where unknown."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    for line in _read_text("/proc/locks").splitlines():
+        fields = line.split()
+        if "FLOCK" in fields and device in fields and "->" not in fields:
+            pid = int(fields[fields.index(device) - 1])
+            if pid > 0:
+                state = _stat_fields(pid)[:1]
+                return f"pid {pid} (stopped)" if state in (["T"], ["t"]) else f"pid {pid}"
+    return None

@@ -1,0 +1,82 @@
+"""The store in memory, for tests and for one process that wants no files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import BinaryIO, Final, Literal, NamedTuple
+
+from dibs.errors import Conflict
+from dibs.runtime import Runtime
+from dibs.store import UNCHANGED, Listed, Record, Unchanged, Version, checked_name
+
+
+class _Kept(NamedTuple):
+    data: bytes
+    version: Version
+    written: float
+
+
+class MemoryStore:
+    """See `store.Store` and `store.Blobs`.  Each instance is a store of its own, whatever its name."""
+
+    remote: Final = False
+    server: Final = ""
+    dialects: Final = ("plain",)
+
+    def __init__(self, runtime: Runtime, name: str = "") -> None:
+        self.url = f"memory:{name}"
+        self.dialect = self.dialects[0]
+        self.request_timeout_s = 10.0
+        self._runtime = runtime
+        self._lock = runtime.lock()
+        self._records: dict[str, _Kept] = {}
+        self._blobs: dict[str, bytes] = {}
+
+    def read(self, name: str, unless: Version | None = None) -> Record | None | Literal[Unchanged.UNCHANGED]:
+        kept = self._records.get(checked_name(name))
+        if kept is None:
+            return None
+        if kept.version == unless:
+            return UNCHANGED
+        return Record(kept.data, kept.version, max(0.0, self._runtime.monotonic() - kept.written))
+
+    def swap(self, name: str, old: Version | None, new: bytes) -> Version:
+        kept = _Kept(bytes(new), self._runtime.token(), self._runtime.monotonic())
+        with self._lock:
+            there = self._records.get(checked_name(name))
+            if (there.version if there else None) != old:
+                raise Conflict(name)
+            self._records[name] = kept
+        return kept.version
+
+    def scan(self, prefix: str) -> Iterator[Listed]:
+        if prefix:
+            checked_name(prefix.removesuffix("/"))
+        now = self._runtime.monotonic()
+        for name, kept in list(self._records.items()):
+            if name.startswith(prefix):
+                yield Listed(name, len(kept.data), max(0.0, now - kept.written))
+
+    def files_of(self, name: str) -> tuple[str, ...]:
+        checked_name(name)
+        return ()
+
+    def limit_requests(self, seconds: float) -> None:
+        pass  # nothing here waits
+
+    def close(self) -> None:
+        pass
+
+    def upload(self, name: str, source: BinaryIO) -> None:
+        self._blobs[checked_name(name)] = source.read()
+
+    def download(self, name: str) -> AbstractContextManager[BinaryIO]:
+        try:
+            return io.BytesIO(self._blobs[checked_name(name)])
+        except KeyError:
+            raise FileNotFoundError(f"no such blob: {name}") from None
+
+    def remove(self, name: str) -> None:
+        self._blobs.pop(checked_name(name), None)

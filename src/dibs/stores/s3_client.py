@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
@@ -94,12 +95,25 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
         raise SettingsError(f"{name}={value!r} is not known; it is one of {', '.join(known)}")
 
 
+@cache
+def _sdk_models() -> Any:
+    """The SDK's descriptions of its services, parsed once (40 ms) for all stores and forked children."""
+    from botocore.loaders import create_loader
+
+    return create_loader(os.environ.get("AWS_DATA_PATH"))
+
+
+def _send_at_once(request: Any, **_: Any) -> None:
+    # Waiting for "100 Continue" costs a round trip, and a second with servers that never say it.
+    del request.headers["Expect"]
+
+
 class _Made(NamedTuple):
     """The clients of one process: on inherited connections a forked child would get its parent's answers."""
 
     process: str
-    records: Any
-    bulk: Any
+    session: Any
+    clients: dict[str, Any]
 
 
 class Clients:
@@ -108,9 +122,7 @@ class Clients:
     `answered` is called with the headers of each answer.
     """
 
-    def __init__(
-        self, settings: S3Settings, runtime: Runtime, answered: Callable[[Mapping[str, str]], None]
-    ) -> None:
+    def __init__(self, settings: S3Settings, runtime: Runtime, answered: Callable[[Mapping[str, str]], None]) -> None:
         self._settings, self._runtime, self._answered = settings, runtime, answered
         self._request_timeout_s = 10.0
         self._requests: Counter[str] = Counter()
@@ -136,45 +148,53 @@ class Clients:
 
     def records(self) -> Any:
         """The client for records: one attempt, within `request_timeout_s`."""
-        return self._now().records
+        return self._client("records")
 
     def bulk(self) -> Any:
         """The client for blobs and listings, whose requests may be sent again."""
-        return self._now().bulk
+        return self._client("bulk")
 
     def close(self) -> None:
         with self._lock:
             made, self._made = self._made, None
         if made is not None and made.process == self._runtime.process():
-            made.records.close()
-            made.bulk.close()
+            for client in made.clients.values():
+                client.close()
 
     def _forked(self) -> None:
         # Another thread of the parent may have held the lock; nobody in the child would ever let it go.
         self._lock = self._runtime.lock()
         self._requests = Counter()
 
-    def _now(self) -> _Made:
+    def _client(self, kind: str) -> Any:
         made, process = self._made, self._runtime.process()
-        if made is not None and made.process == process:
-            return made
+        if made is not None and made.process == process and kind in made.clients:
+            return made.clients[kind]
         with self._lock:
             if self._made is None or self._made.process != process:
-                self._made = self._make(process)
-            return self._made
+                self._made = _Made(process, self._session(), {})
+            if kind not in self._made.clients:
+                self._made.clients[kind] = self._make(self._made.session, kind)
+            return self._made.clients[kind]
 
-    def _make(self, process: str) -> _Made:
+    def _session(self) -> Any:
         import boto3
+        import botocore.session
 
-        session = boto3.Session(profile_name=self._settings.profile, region_name=self._settings.region)
-        whole_s = self._request_timeout_s
-        records = self._client(session, CONNECT_SHARE * whole_s, READ_SHARE * whole_s, 1)
-        bulk = self._client(session, BULK_CONNECT_TIMEOUT_S, BULK_READ_TIMEOUT_S, BULK_ATTEMPTS_MAX)
-        return _Made(process, records, bulk)
+        core = botocore.session.Session()
+        core.register_component("data_loader", _sdk_models())
+        profile, region = self._settings.profile, self._settings.region
+        return boto3.Session(botocore_session=core, profile_name=profile, region_name=region)
 
-    def _client(self, session: Any, connect_s: float, read_s: float, attempts_max: int) -> Any:
+    def _make(self, session: Any, kind: str) -> Any:
         from botocore.config import Config
 
+        if kind == "records":
+            connect_s, read_s = CONNECT_SHARE * self._request_timeout_s, READ_SHARE * self._request_timeout_s
+            attempts_max = 1
+        else:
+            connect_s, read_s = BULK_CONNECT_TIMEOUT_S, BULK_READ_TIMEOUT_S
+            attempts_max = BULK_ATTEMPTS_MAX
         config = Config(
             connect_timeout=connect_s,
             read_timeout=read_s,
@@ -188,6 +208,8 @@ class Clients:
         )
         client = session.client("s3", endpoint_url=self._settings.endpoint_url, config=config)
         client.meta.events.register("before-send.s3", self._on_send)
+        if kind == "records":
+            client.meta.events.register("before-send.s3.PutObject", _send_at_once)
         client.meta.events.register("after-call.s3", self._on_answer)
         return client
 

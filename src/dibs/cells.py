@@ -21,6 +21,7 @@ from dibs.store import UNCHANGED, Record, Store, Unchanged, Version
 
 _HEALS_MAX: Final = 20
 _ABANDONED_MAX: Final = 1000
+_LEFT_MAX: Final = 256
 _BACKOFF_S: Final = (0.01, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
@@ -44,6 +45,7 @@ class Cells:
         self.read_only = read_only
         self.beacon_dir: str | None = getattr(store, "beacon_dir", None)
         self._abandoned: dict[str, None] = {}
+        self._left: dict[str, Seen] = {}
 
     def abandon(self, claim: str) -> None:
         """Remember that nobody stands behind this claim, should its request land late."""
@@ -53,6 +55,16 @@ class Cells:
 
     def is_abandoned(self, claim: str) -> bool:
         return claim in self._abandoned
+
+    def remember(self, name: str, seen: Seen) -> None:
+        """Keep how this process left a record, for `recall`."""
+        if len(self._left) >= _LEFT_MAX:
+            self._left.clear()
+        self._left[name] = seen
+
+    def recall(self, name: str) -> Seen | None:
+        """How this process left the record, if it did: a first swap from there saves a read when nobody came between."""
+        return self._left.pop(name, None)
 
     def look(self, name: str, key: str) -> Seen:
         """Read the cell of `key`, healing it if its record is damaged."""

@@ -19,6 +19,7 @@ from blake3 import blake3
 from dibs.errors import CodecError
 
 _DEPTH_MAX: Final = 100
+_parse: Final = json.JSONDecoder().decode
 _INT_BITS_MAX: Final = 10_000
 """Python refuses to parse decimal numbers of more than 4,300 digits."""
 
@@ -111,7 +112,7 @@ def _load_npy(payload: bytes) -> Any:
 _DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
     "bytes": bytes,
     "str": lambda payload: payload.decode("utf-8", "surrogatepass"),
-    "json": json.loads,
+    "json": lambda payload: _parse(payload.decode("ascii")),
     "npy": _load_npy,
     "pickle": pickle.loads,
 }

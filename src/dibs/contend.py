@@ -149,9 +149,11 @@ class _Attempt:
         self._verdict: Verdict | None = None
         self._first_seen: tuple[str, float] | None = None
         self._evidence = Evidence(None, False)
-        self.seen = seen or self._cells.look(self._name, key)
+        self._contested = False
+        self.seen = seen or self._cells.recall(self._name) or self._cells.look(self._name, key)
 
     def look(self) -> None:
+        self._contested = True
         self.seen = self._cells.look(self._name, self._key)
 
     def take_over(self) -> Callable[[Cell, Hold], Cell] | None:
@@ -248,6 +250,7 @@ class _Attempt:
         return ", ".join(parts)
 
     def report_acquired(self, hold: LiveHold) -> None:
+        hold.contested = self._contested or self._waiter is not None
         waited_s = self._waited_s() if self._waiter is not None else 0.0
         events = self._cells.events
         if self._waiter is not None:

@@ -19,6 +19,7 @@ from dibs.cells import Cells, Seen
 from dibs.errors import Conflict, LockLost, StoreUnavailable, StoreUnsuitable
 from dibs.heartbeat import Heartbeat
 from dibs.liveness import trusted_for_s
+from dibs.runtime import Event
 
 _RECONCILIATIONS_MAX: Final = 100
 
@@ -67,9 +68,11 @@ class LiveHold:
         self.progress: float | None = None
         self.waits_for: str | None = None
         self.expected_s: float | None = None
+        self.contested = True
         self.ended = False
-        self.lost = runtime.event()
+        self._lost: Event | None = None
         self.lost_because = ""
+        """Why this hold is lost; empty while it is not."""
         # Beats, commit and release of one hold never overlap: each goes out from the last confirmed version.
         self._mutex = runtime.lock()
         self._seen: Seen
@@ -114,8 +117,17 @@ class LiveHold:
         """True while this process can prove, without asking the store, that it holds."""
         return self._kept() and self._trusted()
 
+    @property
+    def lost(self) -> Event:
+        """Set once it is known that the hold is lost; made when first asked for, since most holds never are."""
+        if self._lost is None:
+            self._lost = self._runtime.event()
+            if self.lost_because:
+                self._lost.set()
+        return self._lost
+
     def _kept(self) -> bool:
-        return not self.ended and not self.lost.is_set() and self.mine()
+        return not self.ended and not self.lost_because and self.mine()
 
     @property
     def held_s(self) -> float:
@@ -132,7 +144,7 @@ class LiveHold:
         """One beat for the scheduler; the seconds until the next, or None when there is nothing to keep."""
         if self.terms.manual:
             return self.beat_s
-        if self.ended or self.lost.is_set() or not self.mine():
+        if not self._kept():
             return None
         longest_s = self.terms.hold_max_s
         if longest_s is not None and self.held_s >= longest_s:
@@ -147,7 +159,7 @@ class LiveHold:
         if not self.mine():
             return False
         with self._mutex:
-            if self.ended or self.lost.is_set():
+            if self.ended or self.lost_because:
                 return False
             marks = self._runtime.elapsed_marks()
             try:
@@ -199,8 +211,10 @@ class LiveHold:
             self._heartbeat.remove(self)
             # Whatever comes: it is not kept any more, and if the store stays silent its ttl ends it.
             self.ended = True
-            if not self.lost.is_set():
+            if not self.lost_because:
                 if self._rewrite(event, self.terms.ttl_s) or table.how_ended(self._seen.cell, self.claim) == how:
+                    if not self.contested:
+                        self._cells.remember(self.name, self._seen)
                     return
                 self._lose()
         raise LockLost(f"{self.key!r} (generation {self.generation}): {self._why_lost()}")
@@ -274,7 +288,8 @@ class LiveHold:
             who = cell.hold.who
             now = f"; now held by {who.host} pid {who.pid} (generation {cell.generation})"
         self.lost_because = f"{how}{now}"
-        self.lost.set()
+        if self._lost is not None:
+            self._lost.set()
         self._heartbeat.remove(self)
         self._cells.events.emit("lost", self.key, self.generation, self.epoch, detail=self.lost_because)
 

@@ -71,7 +71,7 @@ class Lock:
             raise LockLost(f"{self.name!r} is not held by this Lock object")
         if self._shared:
             self._shared = False
-            if hold.lost.is_set():
+            if hold.lost_because:
                 raise LockLost(f"{self.name!r} (generation {hold.generation}): {hold.lost_because}")
             return
         holds_of_flow.set(tuple(other for other in own_holds() if other is not hold))

@@ -24,6 +24,10 @@ _CHECK_AT: Final = len(_HEAD)
 _BODY_AT: Final = _CHECK_AT + 32 + 2
 
 
+# json.loads would look for the encoding of what is known to be ASCII.
+_parse: Final = json.JSONDecoder().decode
+
+
 class Damaged(Exception):
     """These bytes are no record: torn, flipped, empty or foreign.  Never seen above `cells`."""
 
@@ -90,7 +94,7 @@ def decode(data: bytes) -> Decoded:
     body = unsealed(data)
     line, _, inline = body.partition(b"\n")
     try:
-        fields = json.loads(b"{" + line)
+        fields = _parse("{" + line.decode("ascii"))
         hold, value, failures = fields.get("hold"), fields.get("value"), fields.get("failures")
         trail = fields.get("trail")
         cell = Cell(

@@ -41,9 +41,7 @@ class SystemRuntime:
     sleep = staticmethod(time.sleep)
     thread = staticmethod(threading.get_ident)
 
-    def __init__(
-        self, *, boot: str | None = None, runtime_dir: str | None = None, host: str | None = None
-    ) -> None:
+    def __init__(self, *, boot: str | None = None, runtime_dir: str | None = None, host: str | None = None) -> None:
         self._boot = process.boot_id() if boot is None else boot
         self._host = os.uname().nodename if host is None else host
         self._runtime_dir = _private_directory(runtime_dir or _default_runtime_dir())

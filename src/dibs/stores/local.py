@@ -9,8 +9,6 @@ Why no swap is lost: every write happens under the guard of its record and compa
 Why a key never seems absent once it was written: records are written in place or exchanged for whole files,
 and never unlinked; so readers need no guard, and only a record that looks damaged makes them take it, for under
 the guard a half-written file can only be what a dead writer left.
-All names are opened below the descriptor of the root, so that the guards and the records that a process sees
-always belong together, even when the folder is moved away and another one takes its place.
 """
 
 from __future__ import annotations
@@ -24,34 +22,16 @@ from contextlib import AbstractContextManager
 from typing import BinaryIO, Final, Literal
 from zlib import crc32
 
-from dibs.errors import Conflict, StoreUnavailable
+from dibs.errors import Conflict
 from dibs.runtime import Runtime, linux, process
 from dibs.store import UNCHANGED, Listed, Record, Unchanged, Version, checked_name
 from dibs.stores import local_disk, local_guards, local_slots
+from dibs.stores.local_folder import READ, WRITE, Folder, Root, entries, make_directories, name_of, path_of
 
 REQUEST_TIMEOUT_S: Final = 10.0
 READ_TRIES: Final = 3
 PLACES_MAX: Final = 4096
 COPY_SIZE: Final = 1 << 20
-STALE_AFTER_S: Final = 24 * 3600
-TEMPS_PER_PRUNING: Final = 256
-
-_READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_WRITE: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-
-
-class Root:
-    """The open folder; closed when its last user lets go of it, so never under somebody's hands."""
-
-    __slots__ = ("fd",)
-
-    def __init__(self, path: str) -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        with contextlib.suppress(OSError, AttributeError):
-            os.close(self.fd)
 
 
 class LocalStore:
@@ -65,22 +45,14 @@ class LocalStore:
     server: Final = ""
     dialects: Final = ("plain",)
 
-    def __init__(
-        self, root: str, runtime: Runtime, type_of: Callable[[str], str | None] = local_disk.type_of
-    ) -> None:
+    def __init__(self, root: str, runtime: Runtime, type_of: Callable[[str], str | None] = local_disk.type_of) -> None:
         self.root = os.path.realpath(root)
         self.dialect = self.dialects[0]
         self._runtime = runtime
         local_disk.check_type(self.root, type_of(self.root))
-        try:
-            os.makedirs(self.root, mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise local_disk.translated(error, self.root) from error
-        self._root: Root | None = None
-        self._open_root()
+        self._folder = Folder(self.root, runtime)
         self._guards = local_guards.Guards(runtime, self.root, REQUEST_TIMEOUT_S)
         self._places: dict[str, tuple[str, int]] = {}
-        self._temps = 0
         # Ages come from the clock that all processes of a boot share, and that nobody can set.
         shifted = process.clocks_are_shifted()
         self._clock = 0 if shifted else int(process.boot_id().replace("-", "")[:16] or "0", 16)
@@ -99,7 +71,7 @@ class LocalStore:
     @property
     def private(self) -> bool:
         """True when nobody but this user (and root) can have put anything there."""
-        status = os.fstat(self._open_root().fd)
+        status = os.fstat(self._folder.open().fd)
         return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
     @property
@@ -111,34 +83,14 @@ class LocalStore:
 
     def close(self) -> None:
         self._guards.close()
-        self._root = None
+        self._folder.close()
 
     def _forked(self) -> None:
         self._guards.forked()
 
-    def _open_root(self) -> Root:
-        root = self._root
-        if root is None:
-            try:
-                root = self._root = Root(self.root)
-            except FileNotFoundError as error:
-                raise self._vanished() from error
-            except OSError as error:
-                raise local_disk.translated(error, self.root) from error
-        return root
-
-    def _vanished(self) -> StoreUnavailable:
-        self.close()  # the next call looks for it again
-        return StoreUnavailable(f"the directory {self.root} vanished. Make it again, or open another store.")
-
-    def _translated(self, error: OSError, root: Root, path: str) -> Exception:
-        if error.errno == errno.ENOENT and not os.fstat(root.fd).st_nlink:
-            return self._vanished()
-        return local_disk.translated(error, os.path.join(self.root, path))
-
     def _place(self, name: str) -> tuple[str, int]:
         """Path of the record below the root, and the number of its guard."""
-        path = _path("records", name)
+        path = path_of("records", name)
         if len(self._places) >= PLACES_MAX:
             self._places.clear()
         place = self._places[name] = (path, crc32(name.encode()) % local_guards.COUNT)
@@ -148,7 +100,7 @@ class LocalStore:
 
     def read(self, name: str, unless: Version | None = None) -> Record | None | Literal[Unchanged.UNCHANGED]:
         path, number = self._places.get(name) or self._place(name)
-        root = self._root or self._open_root()
+        root = self._folder.root or self._folder.open()
         try:
             slot = self._slot(root, path)
             version = slot.version if slot else None
@@ -157,7 +109,7 @@ class LocalStore:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._translated(error, root, path) from error
+            raise self._folder.translated(error, root, path) from error
         if version == unless:
             return UNCHANGED
         if slot is None:
@@ -165,7 +117,7 @@ class LocalStore:
         return Record(slot.data, version, self._age_s(slot))
 
     def _slot(self, root: Root, path: str) -> local_slots.Slot | None:
-        fd = os.open(path, _READ, dir_fd=root.fd)
+        fd = os.open(path, READ, dir_fd=root.fd)
         try:
             return local_slots.read(fd)
         finally:
@@ -178,7 +130,7 @@ class LocalStore:
         guard = self._guards.take(number)
         try:
             self._guards.lock(guard, root.fd)
-            fd = os.open(path, _READ, dir_fd=root.fd)
+            fd = os.open(path, READ, dir_fd=root.fd)
             try:
                 return self._examine(fd, path)
             finally:
@@ -200,13 +152,11 @@ class LocalStore:
         return max(0.0, self._runtime.monotonic() - slot.written_us / 1e6)
 
     def _stamp(self) -> local_slots.Stamp:
-        return local_slots.Stamp(
-            int(self._runtime.token(), 16), self._clock, int(self._runtime.monotonic() * 1e6)
-        )
+        return self._runtime.token().encode(), self._clock, int(self._runtime.monotonic() * 1e6)
 
     def swap(self, name: str, old: Version | None, new: bytes) -> Version:
         path, number = self._places.get(name) or self._place(name)
-        root = self._root or self._open_root()
+        root = self._folder.root or self._folder.open()
         guard = self._guards.take(number)
         try:
             self._guards.lock(guard, root.fd)
@@ -214,14 +164,14 @@ class LocalStore:
                 return self._create(root, path, new)
             return self._replace(root, path, old, new)
         except OSError as error:
-            raise self._translated(error, root, path) from error
+            raise self._folder.translated(error, root, path) from error
         finally:
             self._guards.give_back(guard)
 
     def _create(self, root: Root, path: str, new: bytes) -> Version:
         stamp = self._stamp()
         try:
-            fd = self._open_new(root, path)
+            fd = self._folder.open_new(root, path)
         except FileExistsError:
             raise Conflict(path) from None
         try:
@@ -231,11 +181,11 @@ class LocalStore:
             raise
         finally:
             os.close(fd)
-        return f"1.{stamp.nonce:016x}"
+        return local_slots.version_of(1, stamp[0])
 
     def _replace(self, root: Root, path: str, old: Version, new: bytes) -> Version:
         try:
-            fd = os.open(path, _WRITE, dir_fd=root.fd)
+            fd = os.open(path, WRITE, dir_fd=root.fd)
         except FileNotFoundError:
             raise Conflict(path) from None
         try:
@@ -252,11 +202,11 @@ class LocalStore:
                 self._exchange(root, path, new, seq, stamp)
         finally:
             os.close(fd)
-        return f"{seq:x}.{stamp.nonce:016x}"
+        return local_slots.version_of(seq, stamp[0])
 
     def _exchange(self, root: Root, path: str, new: bytes, seq: int, stamp: local_slots.Stamp) -> None:
         """Put a whole new file in the place of the old one; readers see either."""
-        temp, fd = self._open_temp(root)
+        temp, fd = self._folder.open_temp(root)
         try:
             try:
                 local_slots.write_new(fd, new, seq, stamp)
@@ -271,27 +221,25 @@ class LocalStore:
                 os.replace(temp, path, src_dir_fd=root.fd, dst_dir_fd=root.fd)
                 return
         except OSError:
-            self._discard(root, temp)
+            self._folder.discard(root, temp)
             raise
-        self._discard(root, temp)
+        self._folder.discard(root, temp)
 
     def scan(self, prefix: str) -> Iterator[Listed]:
         if prefix:
             checked_name(prefix.removesuffix("/"))
-        root = self._root or self._open_root()
+        root = self._folder.root or self._folder.open()
         waiting = [("records/" + prefix).removesuffix("/")]
         while waiting:
             directory = waiting.pop()
-            for entry, kind in _entries(os.path.join(self.root, directory)):
+            for entry, is_directory in entries(os.path.join(self.root, directory)):
                 path = f"{directory}/{entry}"
-                if kind == "directory":
+                if is_directory:
                     waiting.append(path)
-                elif kind == "file" and (name := _name(path)) is not None and name.startswith(prefix):
+                elif (name := name_of(path)) is not None and name.startswith(prefix):
                     with contextlib.suppress(OSError):
                         slot = self._slot(root, path)
-                        yield (
-                            Listed(name, len(slot.data), self._age_s(slot)) if slot else Listed(name, 0, None)
-                        )
+                        yield (Listed(name, len(slot.data), self._age_s(slot)) if slot else Listed(name, 0, None))
 
     def files_of(self, name: str) -> tuple[str, ...]:
         path, _ = self._places.get(name) or self._place(name)
@@ -300,73 +248,51 @@ class LocalStore:
     # --- blobs ---
 
     def upload(self, name: str, source: BinaryIO) -> None:
-        path = _path("blobs", name)
-        root = self._root or self._open_root()
+        path = path_of("blobs", name)
+        root = self._folder.root or self._folder.open()
         temp = ""
         try:
-            temp, fd = self._open_temp(root)
+            temp, fd = self._folder.open_temp(root)
             with open(fd, "wb", buffering=0) as file:
                 while chunk := _read_source(source):
                     _write_all(file.fileno(), chunk)
             try:
                 os.rename(temp, path, src_dir_fd=root.fd, dst_dir_fd=root.fd)
             except FileNotFoundError:
-                _make_directories(root, path)
+                make_directories(root, path)
                 os.rename(temp, path, src_dir_fd=root.fd, dst_dir_fd=root.fd)
         except BaseException as error:
             if temp:
-                self._discard(root, temp)
+                self._folder.discard(root, temp)
             if isinstance(error, _SourceFailed):
                 raise error.cause from None
             if isinstance(error, OSError):
-                raise self._translated(error, root, path) from error
+                raise self._folder.translated(error, root, path) from error
             raise
 
     def download(self, name: str) -> AbstractContextManager[BinaryIO]:
-        path = _path("blobs", name)
-        root = self._root or self._open_root()
+        path = path_of("blobs", name)
+        root = self._folder.root or self._folder.open()
         try:
-            file = open(os.open(path, _READ, dir_fd=root.fd), "rb")  # noqa: SIM115 (the caller closes it)
+            file = open(os.open(path, READ, dir_fd=root.fd), "rb")  # noqa: SIM115 (the caller closes it)
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, "no such blob", os.path.join(self.root, path)) from error
         except OSError as error:
-            raise self._translated(error, root, path) from error
+            raise self._folder.translated(error, root, path) from error
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
             raise local_disk.not_a_record(os.path.join(self.root, path))
         return file
 
     def remove(self, name: str) -> None:
-        path = _path("blobs", name)
-        root = self._root or self._open_root()
+        path = path_of("blobs", name)
+        root = self._folder.root or self._folder.open()
         try:
             os.unlink(path, dir_fd=root.fd)
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise self._translated(error, root, path) from error
-
-    # --- files ---
-
-    def _open_new(self, root: Root, path: str) -> int:
-        try:
-            return os.open(path, _CREATE, 0o600, dir_fd=root.fd)
-        except FileNotFoundError:
-            _make_directories(root, path)
-            return os.open(path, _CREATE, 0o600, dir_fd=root.fd)
-
-    def _open_temp(self, root: Root) -> tuple[str, int]:
-        temp = f"tmp/{self._runtime.token()}"
-        fd = self._open_new(root, temp)
-        if self._temps % TEMPS_PER_PRUNING == 0:
-            with contextlib.suppress(OSError):
-                _prune(os.path.join(self.root, "tmp"), os.fstat(fd).st_mtime)
-        self._temps += 1
-        return temp, fd
-
-    def _discard(self, root: Root, temp: str) -> None:
-        with contextlib.suppress(OSError):
-            os.unlink(temp, dir_fd=root.fd)
+            raise self._folder.translated(error, root, path) from error
 
 
 class _SourceFailed(Exception):
@@ -388,48 +314,3 @@ def _write_all(fd: int, chunk: bytes) -> None:
     view = memoryview(chunk)
     while view:
         view = view[os.write(fd, view) :]
-
-
-def _path(top: str, name: str) -> str:
-    directory, slash, last = checked_name(name).rpartition("/")
-    # "#" stands in no name, so a shard can't be taken for a segment.
-    return f"{top}/{directory}{slash}#{crc32(name.encode()) & 0xFF:02x}/{last}"
-
-
-def _name(path: str) -> str | None:
-    """The record that this file is; None for a stranger's."""
-    directory, _, last = path.removeprefix("records/").rpartition("/")
-    above, slash, shard = directory.rpartition("/")
-    name = f"{above}{slash}{last}"
-    return name if shard == f"#{crc32(name.encode()) & 0xFF:02x}" else None
-
-
-def _entries(directory: str) -> Iterator[tuple[str, str]]:
-    """Names and kinds; none when the directory isn't there (any more)."""
-    try:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    yield entry.name, "directory"
-                elif entry.is_file(follow_symlinks=False):
-                    yield entry.name, "file"
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise local_disk.translated(error, directory) from error
-
-
-def _make_directories(root: Root, path: str) -> None:
-    parts = path.split("/")[:-1]
-    for depth in range(len(parts)):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir("/".join(parts[: depth + 1]), 0o700, dir_fd=root.fd)
-
-
-def _prune(directory: str, now: float) -> None:
-    """Remove what dead writers left, by the file system's own clock."""
-    for name, _ in _entries(directory):
-        with contextlib.suppress(OSError):
-            path = os.path.join(directory, name)
-            if now - os.lstat(path).st_mtime > STALE_AFTER_S:
-                os.unlink(path)

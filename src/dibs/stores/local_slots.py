@@ -13,13 +13,13 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 from zlib import crc32
 
 from dibs.store import Version
 
 MAGIC: Final = b"dib\x01"
-HEADER: Final = struct.Struct("<4sIIQQQQII")
+HEADER: Final = struct.Struct("<4sIIQ16sQQII")
 HEADER_SIZE: Final = HEADER.size
 CHECKED_SIZE: Final = HEADER_SIZE - 4  # the header's own checksum stands last
 SLOT_SIZE_MIN: Final = 2048  # two make one block, which a kill can't tear
@@ -33,7 +33,7 @@ class Slot(NamedTuple):
 
     data: bytes
     seq: int
-    nonce: int
+    nonce: bytes
     clock: int
     """Names the clock that `written_us` was read from; 0 for none."""
     written_us: int
@@ -42,15 +42,15 @@ class Slot(NamedTuple):
 
     @property
     def version(self) -> Version:
-        return f"{self.seq:x}.{self.nonce:016x}"
+        return version_of(self.seq, self.nonce)
 
 
-class Stamp(NamedTuple):
-    """What distinguishes one write from all others: a random number, and when it happened by which clock."""
+Stamp: TypeAlias = tuple[bytes, int, int]
+"""What tells one write from all others: 16 random characters; and the clock and time of it, as in `Slot`."""
 
-    nonce: int
-    clock: int
-    written_us: int
+
+def version_of(seq: int, nonce: bytes) -> Version:
+    return f"{seq:x}.{nonce.decode('latin-1')}"
 
 
 def slot_size_for(size_bytes: int) -> int:
@@ -67,12 +67,10 @@ def encoded(data: bytes, seq: int, slot_size: int, stamp: Stamp) -> bytes:
 
 
 def _empty(seq: int, slot_size: int) -> bytes:
-    return encoded(b"", seq, slot_size, Stamp(0, 0, 0))
+    return encoded(b"", seq, slot_size, (b"", 0, 0))
 
 
-def _header(
-    raw: bytes, offset: int, slot_size: int
-) -> tuple[bytes, int, int, int, int, int, int, int, int] | None:
+def _header(raw: bytes, offset: int, slot_size: int) -> tuple[bytes, int, int, int, bytes, int, int, int, int] | None:
     header = HEADER.unpack_from(raw, offset)
     if (
         header[8] != crc32(raw[offset : offset + CHECKED_SIZE])

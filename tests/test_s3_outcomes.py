@@ -159,9 +159,7 @@ def test_a_request_that_hangs_is_given_up_in_time(
     assert proxy.fired == [Fired(hang, method, key_of(proxied))]
 
 
-def test_a_ghost_lands_after_the_client_was_told_unknown(
-    proxied: S3Store, direct: S3Store, proxy: FaultProxy
-) -> None:
+def test_a_ghost_lands_after_the_client_was_told_unknown(proxied: S3Store, direct: S3Store, proxy: FaultProxy) -> None:
     old = direct.swap(NAME, None, b"old")
     proxy.plan = nth(ghost(0.1), "PUT")
     with pytest.raises(StoreUnavailable):
@@ -171,9 +169,7 @@ def test_a_ghost_lands_after_the_client_was_told_unknown(
     assert data_of(direct) == b"late"
 
 
-def test_a_ghost_that_comes_too_late_changes_nothing(
-    proxied: S3Store, direct: S3Store, proxy: FaultProxy
-) -> None:
+def test_a_ghost_that_comes_too_late_changes_nothing(proxied: S3Store, direct: S3Store, proxy: FaultProxy) -> None:
     old = direct.swap(NAME, None, b"old")
     proxy.plan = nth(ghost(0.1), "PUT")
     with pytest.raises(StoreUnavailable):

@@ -17,7 +17,7 @@ from dibs.cells import Cells, Seen
 from dibs.errors import Conflict, StoreUnavailable, WaitCircle, WaitTimeout
 from dibs.heartbeat import Heartbeat
 from dibs.hold import LiveHold, Terms
-from dibs.liveness import Verdict, judge
+from dibs.liveness import Verdict, judge, silent_after_s
 from dibs.names import address, from_address, record_name
 from dibs.runtime import Evidence
 from dibs.waiting import Waiter
@@ -27,6 +27,7 @@ T = TypeVar("T")
 _ANNOUNCE_AFTER_S: Final = 0.5
 _REPORT_EVERY_S: Final = 30.0
 _CIRCLE_LENGTH_MAX: Final = 32
+_SILENCE_SLACK_S: Final = 0.01
 
 holds_of_flow: ContextVar[tuple[LiveHold, ...]] = ContextVar("holds_of_flow", default=())
 """What the running flow (thread or task) holds, outermost first; a new flow inherits what it was started under."""
@@ -145,9 +146,9 @@ class _Attempt:
         self._waiter: Waiter | None = None
         self._reported_at: float | None = None
         self._announced: tuple[LiveHold, ...] = ()
-        self._looked_at: Seen | None = None
         self._verdict: Verdict | None = None
-        self._first_seen: tuple[str, float] | None = None
+        self._noted: tuple[str | None, float] = (None, 0.0)
+        self._shared: tuple[str | None, float] = (None, 0.0)
         self._evidence = Evidence(None, False)
         self._contested = False
         self.seen = seen or self._cells.recall(self._name) or self._cells.look(self._name, key)
@@ -158,18 +159,14 @@ class _Attempt:
 
     def take_over(self) -> Callable[[Cell, Hold], Cell] | None:
         """How to take the cell over from its holder; None while that one is alive."""
-        seen, hold = self.seen, self.seen.cell.hold
+        hold = self.seen.cell.hold
         assert hold is not None
         if self._cells.is_abandoned(hold.claim):
             self._verdict = Verdict("dead", "an abandoned claim of this process")
             return lambda cell, new: table.take_over(cell, new, death=False)
         self._evidence = self._runtime.evidence(hold.who)
-        # A first look asks for proof of death only: most waits are over before silence matters.
-        waiting = self._looked_at is seen or (self._wait_s is not None and self._left_s() <= 0)
-        unchanged_s = self._unchanged_s(seen) if waiting else None
-        self._looked_at = seen
-        age_s = seen.age_s if self._cells.store.remote else None
-        self._verdict = judge(hold, self._evidence, unchanged_s, age_s)
+        age_s = self.seen.age_s if self._cells.store.remote else None
+        self._verdict = judge(hold, self._evidence, self._unchanged_s(), age_s)
         return table.take_over if self._verdict.over else None
 
     def deaths(self) -> int:
@@ -182,12 +179,21 @@ class _Attempt:
             self._cells.write(self._name, self.seen, table.bury(self.seen.cell), patience_s=5.0)
         self.look()
 
-    def _unchanged_s(self, seen: Seen) -> float:
-        version = seen.version or ""
-        if self._first_seen is None or self._first_seen[0] != version:
-            at = self._runtime.first_seen(self._cells.card.store_id, self._name, version)
-            self._first_seen = (version, at)
-        return self._runtime.monotonic() - self._first_seen[1]
+    def _unchanged_s(self) -> float:
+        """How long this host has seen the cell at this version.
+
+        What this process saw is counted from its own first look.  What others on this host saw is asked only at
+        the second look, or when there will be none: most waits are over before silence matters.
+        """
+        now, version = self._runtime.monotonic(), self.seen.version
+        if self._noted[0] != version:
+            self._noted = (version, now)
+            if self._left_s() > 0:
+                return 0.0
+        if self._shared[0] != version:
+            at = self._runtime.first_seen(self._cells.card.store_id, self._name, version or "")
+            self._shared = (version, at)
+        return now - min(self._noted[1], self._shared[1])
 
     def wait(self) -> None:
         """Wait for news of the holder; raises WaitTimeout or WaitCircle."""
@@ -200,6 +206,10 @@ class _Attempt:
             self._waiter = Waiter(self._cells, self._name, self._key)
         if own_holds() and self._waited_s() < _ANNOUNCE_AFTER_S:
             left_s = min(left_s, _ANNOUNCE_AFTER_S)
+        hold = self.seen.cell.hold
+        assert hold is not None
+        noted_s = self._runtime.monotonic() - self._noted[1]
+        left_s = min(left_s, max(silent_after_s(hold.ttl_s) - noted_s, 0.0) + _SILENCE_SLACK_S)
         try:
             self.seen = self._waiter.change(self.seen, self._evidence, self._usual_s, left_s)
         except StoreUnavailable:
@@ -241,8 +251,7 @@ class _Attempt:
         now = self._runtime.monotonic()
         parts = [f"{hold.who.host} pid {hold.who.pid}", f"generation {self.seen.cell.generation}"]
         parts.append(f"held for {hold.held_s + (self.seen.age_s or 0.0):.0f} s at its last beat (number {hold.beat})")
-        if self._first_seen is not None:
-            parts.append(f"which was first seen here {now - self._first_seen[1]:.1f} s ago")
+        parts.append(f"which was first seen here {now - self._noted[1]:.1f} s ago")
         if hold.progress is not None:
             parts.append(f"progress {hold.progress:.0%}")
         if hold.waits_for is not None:

@@ -52,7 +52,7 @@ def translated(error: OSError, path: str) -> DibsError:
                 f"{path} can't be used: {reason}. "
                 f"Make it readable and writable for uid {os.getuid()}, or choose another directory."
             )
-        case errno.ELOOP | errno.EISDIR | errno.ENXIO | errno.ENOTDIR | errno.ESPIPE:
+        case errno.ELOOP | errno.EISDIR | errno.ENXIO | errno.ENOTDIR | errno.ESPIPE | errno.EAGAIN:
             return not_a_record(path)
         case _:
             return StoreUnavailable(f"{path}: {reason}")

@@ -36,6 +36,15 @@ class Guard:
         self.number = number
         self.fd = -1
 
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError, TypeError):
+            self.close()
+
 
 class Guards:
     """The guards of one store in this process."""
@@ -66,8 +75,7 @@ class Guards:
             if os.fstat(guard.fd).st_nlink:
                 return
             # Wiped meanwhile; the next round locks the file that others lock now, or finds the root gone.
-            fd, guard.fd = guard.fd, -1
-            os.close(fd)
+            guard.close()
 
     def give_back(self, guard: Guard) -> None:
         if guard.fd < 0:  # it could not be opened, or it belongs to the parent of this process
@@ -91,16 +99,13 @@ class Guards:
         inherited, self._all = self._all, []
         self._idle = [[] for _ in range(COUNT)]
         for guard in inherited:
-            fd, guard.fd = guard.fd, -1
-            if fd >= 0:
-                os.close(fd)
+            guard.close()
 
     def _close(self, idle: list[Guard]) -> None:
         with contextlib.suppress(IndexError, ValueError):
             guard = idle.pop()
             self._all.remove(guard)
-            fd, guard.fd = guard.fd, -1
-            os.close(fd)
+            guard.close()
 
     def _open(self, number: int, root_fd: int) -> int:
         path = f"{DIRECTORY}/{number:02x}"

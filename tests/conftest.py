@@ -14,7 +14,7 @@ import pytest
 
 from dibs.runtime import Runtime
 from dibs.runtime.system import SystemRuntime
-from dibs.stores.s3 import S3Store, open_s3
+from dibs.stores.s3 import QUOTED, UNQUOTED, S3Store, open_s3
 from dibs.testing.proxy import FaultProxy
 from dibs.testing.servers import Server, ServiceMissing, ceph, ministack, moto
 
@@ -74,7 +74,7 @@ def moto_server(aws_environment: None) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def ceph_server(aws_environment: None) -> Iterator[Server]:
-    """Ceph with two gateways; its stores need `quoted_etags = False`, which `s3_store` sees to."""
+    """Ceph with two gateways; its stores need another dialect, which `s3_store` sees to."""
     try:
         with _with_bucket(lambda: ceph(gateways=2)) as server:
             yield server
@@ -90,15 +90,13 @@ def s3_store(runtime: Runtime) -> Iterator[S3StoreMaker]:
     """`s3_store(server)` opens a store on a fresh prefix (or `prefix=`), perhaps through a `proxy=`."""
     stores = []
 
-    def make(
-        server: Server, prefix: str | None = None, gateway: int = 0, proxy: FaultProxy | None = None
-    ) -> S3Store:
+    def make(server: Server, prefix: str | None = None, gateway: int = 0, proxy: FaultProxy | None = None) -> S3Store:
         if prefix is None:
             prefix = f"test-{os.getpid()}-{next(_prefixes)}"
         if proxy is not None:
             server = server._replace(endpoint_urls=(proxy.endpoint_url,))
         store = open_s3(server.url(BUCKET, prefix, gateway), runtime)
-        store.quoted_etags = server.name != "ceph"
+        store.dialect = UNQUOTED if server.name == "ceph" else QUOTED
         stores.append(store)
         return store
 

@@ -42,7 +42,7 @@ def data_of(store: S3Store) -> bytes | None:
 
 
 def test_requests_are_counted_by_method_and_key(proxied: S3Store, proxy: FaultProxy) -> None:
-    key = f"{proxied.prefix}/{NAME}"
+    key = f"{proxied.prefix}/records/{NAME}"
     version = proxied.swap(NAME, None, b"1")
     for _ in range(3):
         proxied.read(NAME, unless=version)
@@ -58,7 +58,7 @@ def test_a_plan_sees_method_key_conditions_and_number(proxied: S3Store, proxy: F
     proxy.plan = seen.append
     version = proxied.swap(NAME, None, b"1")
     proxied.swap(NAME, version, b"2")
-    key = f"{proxied.prefix}/{NAME}"
+    key = f"{proxied.prefix}/records/{NAME}"
     assert seen == [
         Request("PUT", key, {"if-none-match": "*"}, 1),
         Request("PUT", key, {"if-match": f'"{version}"'}, 2),
@@ -71,7 +71,7 @@ def test_the_nth_request_is_hit_and_no_other(proxied: S3Store, proxy: FaultProxy
     with pytest.raises(StoreUnavailable):
         proxied.read(NAME)
     proxied.read(NAME)
-    assert proxy.fired == [Fired(status(503), "GET", f"{proxied.prefix}/{NAME}")]
+    assert proxy.fired == [Fired(status(503), "GET", f"{proxied.prefix}/records/{NAME}")]
 
 
 def test_a_plan_that_raises_is_remembered(proxied: S3Store, proxy: FaultProxy) -> None:
@@ -97,7 +97,7 @@ def test_a_ghost_of_a_closed_proxy_never_lands(direct: S3Store, ministack_server
     with FaultProxy(ministack_server.endpoint_url, always(ghost(30), "PUT")) as other:
         address = urlsplit(other.endpoint_url).netloc
         connection = http.client.HTTPConnection(address, timeout=5)
-        connection.request("PUT", f"/dibs-tests/{direct.prefix}/{NAME}", b"ghost")
+        connection.request("PUT", f"/dibs-tests/{direct.prefix}/records/{NAME}", b"ghost")
         with pytest.raises(http.client.RemoteDisconnected):
             connection.getresponse()
         started = time.monotonic()
@@ -138,7 +138,7 @@ def test_connections_are_kept_open(raw: socket.socket) -> None:
 
 
 def test_chunked_bodies_arrive_whole(raw: socket.socket, direct: S3Store) -> None:
-    path = f"/dibs-tests/{direct.prefix}/{NAME}".encode()
+    path = f"/dibs-tests/{direct.prefix}/records/{NAME}".encode()
     raw.sendall(b"PUT " + path + b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
     raw.sendall(b"3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\nTrailer: x\r\n\r\n")
     assert answer(raw)[0] == 200
@@ -146,7 +146,7 @@ def test_chunked_bodies_arrive_whole(raw: socket.socket, direct: S3Store) -> Non
 
 
 def test_expect_continue_is_answered_before_the_body(raw: socket.socket, direct: S3Store) -> None:
-    path = f"/dibs-tests/{direct.prefix}/{NAME}".encode()
+    path = f"/dibs-tests/{direct.prefix}/records/{NAME}".encode()
     head = b"PUT " + path + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
     raw.sendall(head)
     assert raw.recv(100).startswith(b"HTTP/1.1 100 ")

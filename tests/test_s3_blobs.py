@@ -8,12 +8,12 @@ import random
 import pytest
 
 from dibs.errors import StoreUnavailable
-from dibs.stores import s3
+from dibs.stores import s3_blobs
 from dibs.stores.s3 import S3Store
 from dibs.testing.proxy import FaultProxy
 from dibs.testing.proxy_faults import REQUEST_LOST, TRUNCATED, always, nth, status
 
-NAME = "blobs/abc"
+NAME = "values/abc"
 
 
 def content_of(store: S3Store) -> bytes:
@@ -23,10 +23,10 @@ def content_of(store: S3Store) -> bytes:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "BACKOFF_MAX_S", 0.01)
+    monkeypatch.setattr(s3_blobs, "BACKOFF_MAX_S", 0.01)
 
 
-@pytest.mark.parametrize("size", [0, 1, 100_000, s3.PART_SIZE + 1, 2 * s3.PART_SIZE])
+@pytest.mark.parametrize("size", [0, 1, 100_000, s3_blobs.PART_SIZE + 1, 2 * s3_blobs.PART_SIZE])
 def test_a_blob_comes_back_as_it_was_sent(direct: S3Store, size: int) -> None:
     content = random.Random(size).randbytes(size)
     source = io.BytesIO(content)
@@ -65,7 +65,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(
     proxy.plan = nth(TRUNCATED, "GET")
     assert content_of(proxied) == content
     assert len(proxy.fired) == 1
-    assert proxy.headers("GET", f"{proxied.prefix}/{NAME}")["range"].startswith("bytes=")
+    assert proxy.headers("GET", f"{proxied.prefix}/blobs/{NAME}")["range"].startswith("bytes=")
 
 
 def test_a_download_that_always_breaks_off_ends_as_unavailable(
@@ -75,7 +75,7 @@ def test_a_download_that_always_breaks_off_ends_as_unavailable(
     proxy.plan = always(TRUNCATED, "GET")
     with pytest.raises(StoreUnavailable):
         content_of(proxied)
-    assert len(proxy.fired) == s3.DOWNLOAD_ATTEMPTS_MAX
+    assert len(proxy.fired) == s3_blobs.DOWNLOAD_ATTEMPTS_MAX
 
 
 @pytest.mark.parametrize("fault", [REQUEST_LOST, status(500), status(503)], ids=lambda f: f"{f.kind} {f.status}")

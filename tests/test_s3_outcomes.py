@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable
 
@@ -27,6 +26,7 @@ from dibs.testing.proxy_faults import (
     nth,
     status,
 )
+from dibs.testing.servers import Server
 
 NAME = "keys/f/abc"
 TIMEOUT_S = 0.6
@@ -39,7 +39,7 @@ def data_of(store: S3Store) -> bytes | None:
 
 
 def key_of(store: S3Store) -> str:
-    return f"{store.prefix}/{NAME}"
+    return f"{store.prefix}/records/{NAME}"
 
 
 # --- without faults -------------------------------------------------------------------------------------
@@ -88,8 +88,8 @@ def test_an_unchanged_record_costs_one_request_and_no_body(proxied: S3Store, pro
     assert proxy.counts() == {("PUT", key_of(proxied)): 1, ("GET", key_of(proxied)): 1}
 
 
-def test_a_record_of_impossible_size_is_damaged_and_can_be_replaced(direct: S3Store) -> None:
-    direct.upload(NAME, io.BytesIO(b"x" * 100_000))
+def test_a_record_of_impossible_size_is_damaged_and_can_be_replaced(direct: S3Store, ministack_server: Server) -> None:
+    ministack_server.client().put_object(Bucket="dibs-tests", Key=key_of(direct), Body=b"x" * 100_000)
     record = direct.read(NAME)
     assert isinstance(record, Record)
     assert record.data == b""
@@ -149,7 +149,7 @@ def test_a_request_that_hangs_is_given_up_in_time(
     proxied: S3Store, proxy: FaultProxy, hang: Fault, method: str
 ) -> None:
     proxied.read("warm/up")  # making the client takes time of its own
-    proxied.set_request_timeout(TIMEOUT_S)
+    proxied.limit_requests(TIMEOUT_S)
     proxied.read("warm/up")
     proxy.plan = always(hang, method)
     started = time.monotonic()

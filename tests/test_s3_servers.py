@@ -15,7 +15,7 @@ import pytest
 from dibs.errors import Conflict
 from dibs.runtime import Runtime
 from dibs.store import Record
-from dibs.stores.s3 import S3Store, open_s3
+from dibs.stores.s3 import UNQUOTED, S3Store, open_s3
 from dibs.testing import servers
 from dibs.testing.servers import EndedEarly, Server, ServiceMissing, listens, ministack, moto, running
 
@@ -114,7 +114,7 @@ def test_two_gateways_of_ceph_show_the_same_records(ceph_server: Server, runtime
     one, other = (open_s3(ceph_server.url("dibs-tests", "gateways", n), runtime) for n in (0, 1))
     for store in (one, other):
         assert isinstance(store, S3Store)
-        store.quoted_etags = False
+        store.dialect = UNQUOTED
     version = one.swap("a", None, b"1")
     second = other.swap("a", version, b"2")
     with pytest.raises(Conflict):
@@ -131,7 +131,7 @@ def test_an_old_gateway_refuses_all_swaps_with_quoted_etags(ceph_server: Server,
     try:
         store.swap("a", version, b"2")
     except Conflict:
-        store.quoted_etags = False
+        store.dialect = UNQUOTED
         store.swap("a", version, b"2")
     else:
         pytest.skip("this gateway is new enough to take quotes")

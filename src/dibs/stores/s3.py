@@ -9,35 +9,25 @@ reads the record and finds out.
 
 from __future__ import annotations
 
-import errno
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from typing import Any, BinaryIO, Final, Literal, cast
+from contextlib import AbstractContextManager, closing
+from typing import Any, BinaryIO, Final, Literal
+from urllib.parse import urlsplit
 
-from dibs.errors import Conflict, StoreUnavailable, StoreUnsuitable
+from dibs.errors import Conflict, StoreUnsuitable
 from dibs.runtime import Runtime
 from dibs.store import RECORD_SIZE_MAX, UNCHANGED, Listed, Record, Unchanged, Version, checked_name
+from dibs.stores.s3_blobs import downloaded, upload
 from dibs.stores.s3_client import Clients, S3Settings, parse_s3_url
-from dibs.stores.s3_errors import (
-    Doing,
-    answer_of,
-    code_of,
-    headers_of,
-    seconds_since_1970,
-    status_of,
-    translated,
-    unknown,
-)
+from dibs.stores.s3_errors import Doing, code_of, headers_of, seconds_since_1970, status_of
+
+RECORDS, BLOBS = "records/", "blobs/"
+
+QUOTED, UNQUOTED = "quoted-etags", "unquoted-etags"
+"""How If-Match carries its ETag: as HTTP says, or as Ceph's gateway before 2025 wants it."""
 
 DAMAGED_SIZE_MIN: Final = RECORD_SIZE_MAX + 1
 """Bytes.  Nobody wrote so large a record; it is handed out as damaged, without being read."""
-
-PART_SIZE: Final = 16 * 1024 * 1024
-SPOOL_SIZE: Final = 8 * 1024 * 1024
-CHUNK_SIZE: Final = 1024 * 1024
-DOWNLOAD_ATTEMPTS_MAX: Final = 5
-BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 5.0
 
 
 def open_s3(url: str, runtime: Runtime) -> S3Store:
@@ -53,12 +43,10 @@ class S3Store:
 
     def __init__(self, settings: S3Settings, runtime: Runtime, request_timeout_s: float = 10.0) -> None:
         self._settings, self._runtime = settings, runtime
-        self._clients = Clients(settings, runtime, self._answered)
-        self._clients.request_timeout_s = request_timeout_s
+        self._clients = Clients(settings, runtime, request_timeout_s, self._answered)
         self._root = f"{settings.prefix}/" if settings.prefix else ""
         self._last_date: tuple[float, str] | None = None
-        self.quoted_etags = True
-        """False for Ceph's gateway before 2025, which takes the ETag of If-Match without its quotes only."""
+        self.dialect = QUOTED
 
     def __repr__(self) -> str:
         return f"S3Store({self.url!r})"
@@ -76,12 +64,23 @@ class S3Store:
         return True
 
     @property
+    def server(self) -> str:
+        """The address of the endpoint, which may come from the environment."""
+        doing = self._doing("use", "GetObject", RECORDS, "card")
+        with self._clients.talking(doing):
+            return urlsplit(str(self._clients.records().meta.endpoint_url)).netloc.rpartition("@")[2]
+
+    @property
+    def dialects(self) -> tuple[str, ...]:
+        return (QUOTED, UNQUOTED)
+
+    @property
     def request_timeout_s(self) -> float:
         return self._clients.request_timeout_s
 
-    def set_request_timeout(self, seconds: float) -> None:
+    def limit_requests(self, seconds: float) -> None:
         """Let a `read` or `swap` take at most so long: connecting, sending and waiting for the answer."""
-        self._clients.request_timeout_s = seconds
+        self._clients.limit_requests(seconds)
 
     @property
     def requests(self) -> dict[str, int]:
@@ -105,10 +104,10 @@ class S3Store:
     # --- records ----------------------------------------------------------------------------------------
 
     def read(self, name: str, unless: Version | None = None) -> Record | None | Literal[Unchanged.UNCHANGED]:
-        doing = self._doing("read", "GetObject", name)
-        condition = {} if unless is None else {"IfNoneMatch": self._quoted(unless)}
-        with self._translated(doing):
-            answer = self._ask(self._clients.records().get_object, doing, {304, 404}, **condition)
+        doing = self._doing("read", "GetObject", RECORDS, name)
+        condition = {} if unless is None else {"IfNoneMatch": self._etag(unless)}
+        with self._clients.talking(doing):
+            answer = self._clients.ask(self._clients.records().get_object, doing, {304, 404}, **condition)
             status = status_of(answer)
             if status == 304:
                 return UNCHANGED
@@ -124,31 +123,31 @@ class S3Store:
 
     def swap(self, name: str, old: Version | None, new: bytes) -> Version:
         assert len(new) <= RECORD_SIZE_MAX, f"a record of {len(new)} bytes"
-        doing = self._doing("write", "PutObject", name, writes=True)
+        doing = self._doing("write", "PutObject", RECORDS, name, writes=True)
         if old is None:
             condition, refused = {"IfNoneMatch": "*"}, {412}
         else:
-            condition, refused = {"IfMatch": self._quoted(old)}, {404, 412}
-        with self._translated(doing):
-            answer = self._ask(self._clients.records().put_object, doing, refused, Body=new, **condition)
+            condition, refused = {"IfMatch": self._etag(old)}, {404, 412}
+        with self._clients.talking(doing):
+            put = self._clients.records().put_object
+            answer = self._clients.ask(put, doing, refused, Body=new, **condition)
             if status_of(answer) in refused:
                 said = f"HTTP {status_of(answer)} {code_of(answer)}"
                 raise Conflict(f"{doing}: it is not at version {old} ({said})")
         return _version(answer, doing)
 
     def scan(self, prefix: str) -> Iterator[Listed]:
-        assert not prefix or prefix.endswith("/"), prefix
-        if prefix:
-            checked_name(prefix[:-1])
-        doing = self._doing("list", "ListObjectsV2", prefix)
-        where = {"Bucket": doing.bucket, "Prefix": doing.key}
+        assert prefix.endswith("/"), prefix
+        doing = self._doing("list", "ListObjectsV2", RECORDS, prefix[:-1])
+        where = {"Bucket": doing.bucket, "Prefix": f"{doing.key}/"}
+        root = len(f"{self._root}{RECORDS}")
         while True:  # ends with the listing
-            with self._translated(doing):
+            with self._clients.talking(doing):
                 page = self._clients.bulk().list_objects_v2(**where)
             now_s = seconds_since_1970(headers_of(page).get("date"))
             for entry in page.get("Contents", ()):
                 age_s = _between(int(entry["LastModified"].timestamp()), now_s)
-                yield Listed(entry["Key"].removeprefix(self._root), entry["Size"], age_s)
+                yield Listed(entry["Key"][root:], entry["Size"], age_s)
             if not page.get("IsTruncated"):
                 return
             where["ContinuationToken"] = page["NextContinuationToken"]
@@ -159,108 +158,34 @@ class S3Store:
     # --- blobs ------------------------------------------------------------------------------------------
 
     def upload(self, name: str, source: BinaryIO) -> None:
-        """Store all of `source`, in parts of 16 MiB when it is large, a few of them in memory.
+        """Store all of `source`, in parts when it is large; what `source` raises goes through.
 
-        An upload that was killed leaves its parts behind, invisible but paid for: give the bucket a lifecycle
-        rule (AbortIncompleteMultipartUpload).
+        A killed upload leaves its parts behind, invisible but paid for: give the bucket a lifecycle rule
+        (AbortIncompleteMultipartUpload).
         """
-        doing = self._doing("upload", "PutObject", name, writes=True)
-        with self._translated(doing):
-            from boto3.s3.transfer import TransferConfig
+        upload(self._clients, self._doing("upload", "PutObject", BLOBS, name, writes=True), source)
 
-            parts = TransferConfig(
-                multipart_threshold=PART_SIZE, multipart_chunksize=PART_SIZE, use_threads=False
-            )
-            self._clients.bulk().upload_fileobj(_KeptOpen(source), doing.bucket, doing.key, Config=parts)
-
-    @contextmanager
-    def download(self, name: str) -> Iterator[BinaryIO]:
-        with tempfile.SpooledTemporaryFile(max_size=SPOOL_SIZE) as spool:
-            into = cast(BinaryIO, spool)
-            self._fetch(self._doing("download", "GetObject", name), into)
-            into.seek(0)
-            yield into
+    def download(self, name: str) -> AbstractContextManager[BinaryIO]:
+        doing = self._doing("download", "GetObject", BLOBS, name)
+        return downloaded(self._clients, doing, self._runtime)
 
     def remove(self, name: str) -> None:
-        doing = self._doing("removal", "DeleteObject", name, writes=True)
-        with self._translated(doing):
-            self._ask(self._clients.bulk().delete_object, doing, {404})
-
-    def _fetch(self, doing: Doing, into: BinaryIO) -> None:
-        import tenacity
-
-        retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(DOWNLOAD_ATTEMPTS_MAX),
-            wait=self._backoff_s,
-            retry=tenacity.retry_if_exception_type(StoreUnavailable),
-            sleep=self._runtime.sleep,
-            reraise=True,
-        )
-        retrying(self._fetch_the_rest, doing, into)
-
-    def _backoff_s(self, attempts: Any) -> float:
-        ceiling_s: float = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0**attempts.attempt_number)
-        return ceiling_s * (0.5 + self._runtime.jitter() / 2)
-
-    def _fetch_the_rest(self, doing: Doing, into: BinaryIO) -> None:
-        have = into.tell()
-        asked = {"Range": f"bytes={have}-"} if have else {}
-        with self._translated(doing):
-            answer = self._ask(self._clients.bulk().get_object, doing, {404, 416}, **asked)
-            if status_of(answer) == 404:
-                where = f"s3://{doing.bucket}/{doing.key}"
-                raise FileNotFoundError(errno.ENOENT, "there is no such blob", where)
-            if have and status_of(answer) != 206:  # the server ignores Range, or has nothing behind `have`
-                into.seek(0)
-                into.truncate()
-                have = 0
-            if status_of(answer) == 416:
-                raise unknown(doing, "the server has less than it has already sent")
-            with closing(answer["Body"]) as body:
-                for chunk in body.iter_chunks(CHUNK_SIZE):
-                    into.write(chunk)
-        if into.tell() != have + answer["ContentLength"]:
-            raise unknown(doing, f"{into.tell() - have} of {answer['ContentLength']} bytes arrived")
+        doing = self._doing("removal", "DeleteObject", BLOBS, name, writes=True)
+        with self._clients.talking(doing):
+            self._clients.ask(self._clients.bulk().delete_object, doing, {404})
 
     # --- requests ---------------------------------------------------------------------------------------
 
-    def _doing(self, what: str, operation: str, name: str, writes: bool = False) -> Doing:
-        key = self._root + (name if operation == "ListObjectsV2" else checked_name(name))
+    def _doing(self, what: str, operation: str, below: str, name: str, writes: bool = False) -> Doing:
+        key = f"{self._root}{below}{checked_name(name)}"
         return Doing(what, operation, self._settings.bucket, key, self._root, writes)
 
-    def _ask(self, method: Any, doing: Doing, expected: set[int], **arguments: Any) -> Mapping[str, Any]:
-        """Send one request; an answer whose status is `expected` is returned instead of raised."""
-        try:
-            answer: Mapping[str, Any] = method(Bucket=doing.bucket, Key=doing.key, **arguments)
-        except Exception as error:
-            refusal = answer_of(error)
-            if refusal is None or status_of(refusal) not in expected or code_of(refusal) == "NoSuchBucket":
-                raise
-            return refusal
-        return answer
-
-    @contextmanager
-    def _translated(self, doing: Doing) -> Iterator[None]:
-        with translated(doing, self._runtime.wall()):
-            yield
-
-    def _quoted(self, version: Version) -> str:
-        return f'"{version}"' if self.quoted_etags else version
+    def _etag(self, version: Version) -> str:
+        return f'"{version}"' if self.dialect == QUOTED else version
 
     def _answered(self, headers: Mapping[str, str]) -> None:
         if "date" in headers:
             self._last_date = (self._runtime.wall(), headers["date"])
-
-
-class _KeptOpen:
-    """A file that the SDK may read but not close: it belongs to the caller."""
-
-    def __init__(self, source: BinaryIO) -> None:
-        self.read, self.seekable = source.read, source.seekable
-        self.seek, self.tell = source.seek, source.tell
-
-    def close(self) -> None:
-        pass
 
 
 def _version(answer: Mapping[str, Any], doing: Doing) -> Version:

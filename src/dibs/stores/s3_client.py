@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from dibs.errors import SettingsError
 from dibs.runtime import Runtime
+from dibs.stores.s3_errors import Doing, answer_of, code_of, status_of, translated
 
 QUERY_NAMES: Final = ("endpoint_url", "region", "profile", "addressing", "checksums")
 ADDRESSING: Final = ("path", "virtual", "auto")
@@ -122,9 +124,15 @@ class Clients:
     `answered` is called with the headers of each answer.
     """
 
-    def __init__(self, settings: S3Settings, runtime: Runtime, answered: Callable[[Mapping[str, str]], None]) -> None:
+    def __init__(
+        self,
+        settings: S3Settings,
+        runtime: Runtime,
+        request_timeout_s: float,
+        answered: Callable[[Mapping[str, str]], None],
+    ) -> None:
         self._settings, self._runtime, self._answered = settings, runtime, answered
-        self._request_timeout_s = 10.0
+        self._request_timeout_s = request_timeout_s
         self._requests: Counter[str] = Counter()
         self._made: _Made | None = None
         self._lock = runtime.lock()
@@ -134,12 +142,12 @@ class Clients:
     def request_timeout_s(self) -> float:
         return self._request_timeout_s
 
-    @request_timeout_s.setter
-    def request_timeout_s(self, seconds: float) -> None:
+    def limit_requests(self, seconds: float) -> None:
         if not seconds > 0:
-            raise SettingsError(f"a request's timeout of {seconds} s is impossible")
-        self._request_timeout_s = seconds
-        self.close()
+            raise SettingsError(f"a limit of {seconds} s for a request is impossible")
+        if seconds < self._request_timeout_s:
+            self._request_timeout_s = seconds
+            self.close()
 
     def requests(self) -> dict[str, int]:
         """How many requests this process has sent, by S3 operation, resends included."""
@@ -153,6 +161,23 @@ class Clients:
     def bulk(self) -> Any:
         """The client for blobs and listings, whose requests may be sent again."""
         return self._client("bulk")
+
+    @contextmanager
+    def talking(self, doing: Doing) -> Iterator[None]:
+        """Whatever the SDK raises inside comes out as an error of dibs."""
+        with translated(doing, self._runtime.wall()):
+            yield
+
+    def ask(self, method: Any, doing: Doing, expected: Collection[int] = (), **arguments: Any) -> Mapping[str, Any]:
+        """Send one request; an answer whose status is `expected` is returned instead of raised."""
+        try:
+            answer: Mapping[str, Any] = method(Bucket=doing.bucket, Key=doing.key, **arguments)
+        except Exception as error:
+            refusal = answer_of(error)
+            if refusal is None or status_of(refusal) not in expected or code_of(refusal) == "NoSuchBucket":
+                raise
+            return refusal
+        return answer
 
     def close(self) -> None:
         with self._lock:

@@ -80,7 +80,7 @@ SDK_REMEDIES: Final = {
 }
 """SDK errors that are raised before anything is sent, by the names of their classes."""
 
-SDK_PACKAGES: Final = frozenset({"boto3", "botocore", "s3transfer", "urllib3"})
+SDK_PACKAGES: Final = frozenset({"boto3", "botocore", "urllib3"})
 SERVER_TEXT_MAX: Final = 300
 
 PERMISSIONS: Final = {
@@ -111,7 +111,7 @@ def translation(error: Exception, doing: Doing, wall_s: float) -> DibsError | No
     answer = answer_of(error)
     if answer is not None:
         asked = getattr(error, "operation_name", doing.operation)
-        if asked != doing.operation and asked not in _PARTS_OF_AN_UPLOAD:
+        if asked != doing.operation:
             return _credential_service(answer, asked, doing)
         return _refusal(answer, doing, wall_s)
     name = type(error).__name__
@@ -126,11 +126,6 @@ def translation(error: Exception, doing: Doing, wall_s: float) -> DibsError | No
     elif not isinstance(error, ConnectionError | TimeoutError | ssl.SSLError):
         return None
     return unknown(doing, f"no complete answer ({name}: {error})")
-
-
-_PARTS_OF_AN_UPLOAD: Final = frozenset(
-    {"CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "AbortMultipartUpload", "PutObject"}
-)
 
 
 def answer_of(error: BaseException) -> Mapping[str, Any] | None:
@@ -201,8 +196,8 @@ def _refusal(answer: Mapping[str, Any], doing: Doing, wall_s: float) -> DibsErro
 
 def _permission(doing: Doing) -> str:
     bucket = f"arn:aws:s3:::{doing.bucket}"
-    text = PERMISSIONS.get(doing.operation, "s3:{operation} on {objects}")
-    return text.format(operation=doing.operation, bucket=bucket, objects=f"{bucket}/{doing.root}*")
+    text = PERMISSIONS.get(doing.operation, PERMISSIONS["PutObject"])  # the steps of an upload need just that
+    return text.format(bucket=bucket, objects=f"{bucket}/{doing.root}*")
 
 
 def _clock_remedy(answer: Mapping[str, Any], wall_s: float) -> str:

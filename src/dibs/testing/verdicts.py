@@ -18,6 +18,7 @@ DEATHS_MAX: Final = 10
 SILENCE_MIN: Final = 1.0
 """A live holder may be taken over when its record was unchanged for so many ttl of true time: observers count
 1.1, on clocks that run at most 5 % fast."""
+CLOCK_RATE_MAX: Final = 1.06
 SILENT_FAULTS: Final = ("lost", "answer lost", "ghost", "refused", "slow")
 
 
@@ -40,7 +41,9 @@ class Change(NamedTuple):
 
     @property
     def committed(self) -> bool:
-        return "value_claim" in self.now and self.now["value_claim"] != self.before.get("value_claim")
+        return "value_claim" in self.now and any(
+            self.now[part] != self.before.get(part) for part in ("value_claim", "value_epoch")
+        )
 
     @property
     def claimed(self) -> bool:
@@ -86,6 +89,12 @@ class Case:
         at = bisect_right(changes, t, key=lambda change: change.t)
         return changes[at - 1].now if at else {}
 
+    def during(self, key: str, begin: float, end: float) -> list[Change]:
+        """The changes of a record that made what it said between these times."""
+        changes = self.changes(key)
+        first = bisect_right(changes, begin, key=lambda change: change.t)
+        return [change for change in changes[max(first - 1, 0) :] if change.t <= end]
+
     def dead(self, who: str, t: float) -> bool:
         return who in self.gone and self.gone[who][0] <= t
 
@@ -120,13 +129,17 @@ def nothing_crashed(case: Case) -> Iterator[str]:
 
 
 def errors_have_a_reason(case: Case) -> Iterator[str]:
-    allowed = (
-        {"Boom", "ComputeFailed"}
-        if case.faultless
-        else {"Boom", "ComputeFailed", "StoreUnavailable", "LockLost"}
-    )
+    asked = {(e["who"], e["call"]): e for e in case.of["asked"]}
+    allowed = {"Boom", "ComputeFailed"} if case.faultless else {"Boom", "ComputeFailed", "StoreUnavailable", "LockLost"}
     for e in case.of["raised"]:
-        if e["error"] not in allowed:
+        ask = asked[e["who"], e["call"]]
+        if e["error"] == "WaitTimeout" and ask.get("wait_s") is not None:
+            waited_s = e["t"] - ask["t"]
+            if waited_s < ask["wait_s"] / CLOCK_RATE_MAX:
+                yield f"t={e['t']} {e['who']} gave up on {e['key']} after {waited_s:.2f} of {ask['wait_s']} s"
+        elif e["error"] == "LockLost" and e["method"] == "once" and case.told.facts["workload"] == "recompute":
+            continue  # a put or forget ended the hold of the block, and the block noticed
+        elif e["error"] not in allowed:
             yield f"t={e['t']} {e['who']} {e['method']}({e['key']}) raised {e['error']}: {e['detail']}"
         elif e["error"] == "ComputeFailed":
             failures = sum(1 for f in case.of["failed"] if f["key"] == e["key"] and f["t"] <= e["t"])
@@ -202,6 +215,20 @@ def one_commit_per_epoch(case: Case) -> Iterator[str]:
             committed.setdefault(epoch, c)
 
 
+def no_write_happens_twice(case: Case) -> Iterator[str]:
+    """A put or commit whose answer was lost may not be done again over what others did since."""
+    for name, changes in case.cells.items():
+        first: dict[str, Change] = {}
+        for c in changes:
+            if not c.committed:
+                continue
+            claim = c.now["value_claim"]
+            if claim in first:
+                before = first[claim]
+                yield f"t={c.t} {c.who} wrote {c.now['mark']} to {name} again, after t={before.t} and others since"
+            first.setdefault(claim, c)
+
+
 def _ended_as(c: Change, how: str) -> bool:
     """Whether this change ended the hold that was there, and in this way."""
     return "claim" in c.before and c.now.get("last_ended") == [c.before["claim"], how]
@@ -248,7 +275,7 @@ def nothing_is_computed_that_is_there(case: Case) -> Iterator[str]:
     asked = {(e["who"], e["call"]): e for e in case.of["asked"]}
     for e in case.of["computing"]:
         ask = asked.get((e["who"], e["call"]))
-        if ask is None or ask["method"] != "get_or_compute":
+        if ask is None or ask["method"] not in ("get_or_compute", "once"):
             continue
         then, now = case.state(e["key"], ask["t"] - 1e-6), case.state(e["key"], e["t"])
         if _current(then) and then["epoch"] == now["epoch"]:
@@ -271,23 +298,25 @@ class Origin(NamedTuple):
     epoch: int
     """Of the key when its computation began, or the one it was committed to."""
     committed: float | None
+    """When it could first be seen."""
 
 
 def readers_see_what_was_published(case: Case) -> Iterator[str]:
     origins = _origins(case)
-    asked = {(e["who"], e["call"]): e["t"] for e in case.of["asked"]}
-    unpublished = {
-        (e["who"], e["key"]) for kind in ("unpublished", "refused") for e in case.of[f"event: {kind}"]
-    }
+    asked = {(e["who"], e["call"]): e for e in case.of["asked"]}
+    unpublished = {(e["who"], e["key"]) for kind in ("unpublished", "refused") for e in case.of[f"event: {kind}"]}
     for e in case.of["returned"]:
         mark, key, t = e.get("mark"), e["key"], e["t"]
-        began = asked[e["who"], e["call"]]
+        ask = asked[e["who"], e["call"]]
+        began = ask["t"]
         here = f"t={t} {e['who']} {e['method']}({key})"
+        if ask.get("stale_ok") and any(c.now.get("mark") == mark for c in case.during(key, began, t)):
+            continue  # the value that a recomputation was about to replace
         if mark is None:
             then, now = case.state(key, began - 1e-6), case.state(key, t)
             if e["method"] == "get" and _current(then) and then["epoch"] == now["epoch"]:
                 yield f"{here} found nothing, though the value was there since before t={began}"
-            elif e["method"] in ("get_or_compute", "recompute"):
+            elif e["method"] in ("get_or_compute", "once", "recompute"):
                 yield f"{here} returned None"
             continue
         origin = origins.get(mark)
@@ -315,7 +344,8 @@ def _origins(case: Case) -> dict[str, Origin]:
         for c in changes:
             if c.committed and c.now["mark"] in origins:
                 made = origins[c.now["mark"]]
-                origins[c.now["mark"]] = made._replace(epoch=c.now["value_epoch"], committed=c.t)
+                first = c.t if made.committed is None else made.committed
+                origins[c.now["mark"]] = made._replace(epoch=c.now["value_epoch"], committed=first)
     return origins
 
 
@@ -361,6 +391,7 @@ VERDICTS: Final[tuple[Verdict, ...]] = (
     nothing_held_at_rest,
     numbers_never_go_back,
     one_commit_per_epoch,
+    no_write_happens_twice,
     nobody_is_taken_over_while_it_lives,
     each_hold_computes_once,
     nothing_is_computed_that_is_there,

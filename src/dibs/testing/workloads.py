@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from dibs.errors import DibsError, LockLost, SettingsError, StoreUnavailable, WaitTimeout
+from dibs.errors import DibsError, SettingsError, StoreUnavailable, WaitTimeout
 from dibs.runtime import Runtime
 from dibs.store import Backend
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _MARK: Final = re.compile(r"<<([0-9a-f]{16})>>")
 TRIES_MAX: Final = 60
 """So often does a worker ask again when the store did not answer."""
+OPENINGS_MAX: Final = 500
+"""The first opening of a bucket is a dozen requests, all of which must succeed."""
 LARGE: Final = 20_000
 """Bytes of a value that doesn't fit into its record."""
 
@@ -91,9 +93,18 @@ class Boom(Exception):
 
 
 def open_cache(worker: Worker, ttl_s: float) -> Cache:
+    """The cache of this worker; its store may take a while to answer."""
     from dibs.cache import Cache
+    from dibs.settings import Settings
 
-    return Cache(worker.store, runtime=worker.runtime, ttl_s=ttl_s)
+    for tried in range(OPENINGS_MAX):
+        try:
+            return Cache(worker.store, worker.runtime, Settings(ttl_s=ttl_s))
+        except StoreUnavailable:
+            if tried == OPENINGS_MAX - 1:
+                raise
+            worker.runtime.sleep(worker.chance.random() * ttl_s / 2)
+    raise AssertionError("unreachable")
 
 
 Opener = Callable[[Worker, float], Any]
@@ -101,6 +112,8 @@ Opener = Callable[[Worker, float], Any]
 
 def open_workload(name: str, chance: random.Random, size: Size) -> Workload:
     """The workload of that name, with a plan drawn from `chance`."""
+    from dibs.testing.relay import Relay
+
     kinds: dict[str, Callable[[random.Random, Size], Workload]] = {
         "compute_once": ComputeOnce,
         "relay": Relay,
@@ -141,10 +154,10 @@ class Opened:
             fields = {"generation": event.generation, "epoch": event.epoch, "detail": event.detail[:120]}
             self.worker.record(f"event: {event.kind}", key=event.key, **fields)
 
-    def call(self, what: str, key: str, do: Callable[[int], Any]) -> bool:
+    def call(self, what: str, key: str, do: Callable[[int], Any], **asked: Any) -> bool:
         """Record one call of the cache, with its result; False when it is worth another try."""
         call = self.worker.memory["calls"] = self.worker.memory.get("calls", 0) + 1
-        self.worker.record("asked", call=call, method=what, key=key)
+        self.worker.record("asked", call=call, method=what, key=key, **asked)
         try:
             value = do(call)
         except (DibsError, Boom) as error:
@@ -156,14 +169,34 @@ class Opened:
         return True
 
     def get_or_compute(self, i: int, **options: Any) -> bool:
-        key = self.plans[i].key
-        return self.call(
-            "get_or_compute",
-            key,
-            lambda call: self.cache.get_or_compute(key, self._compute(i, call), **options),
-        )
+        key, ask = self.plans[i].key, self.cache.get_or_compute
+        return self.call("get_or_compute", key, lambda call: ask(key, self.compute(i, call), **options), **options)
 
-    def _compute(self, i: int, call: int) -> Callable[[], str]:
+    def once(self, i: int) -> bool:
+        """The block form of the same."""
+        key = self.plans[i].key
+
+        def block(call: int) -> Any:
+            with self.cache.once(key) as slot:
+                if not slot.done:
+                    value = self.compute(i, call)()
+                    if self.worker.chance.random() < 0.5:
+                        slot.check()
+                    slot.commit(value)
+                return slot.value
+
+        return self.call("once", key, block)
+
+    def any_form(self, i: int) -> bool:
+        """Ask for a key in one of the ways there are."""
+        form = self.worker.chance.choice(("plain", "plain", "plain", "once", "patient"))
+        if form == "once":
+            return self.once(i)
+        if form == "patient":
+            return self.get_or_compute(i, wait_s=self.worker.chance.choice((0.0, 1.0, 30.0)))
+        return self.get_or_compute(i)
+
+    def compute(self, i: int, call: int) -> Callable[[], str]:
         worker, plan = self.worker, self.plans[i]
 
         def compute() -> str:
@@ -194,7 +227,7 @@ class Opened:
 def _plans(chance: random.Random, size: Size, nested: float, failing: float) -> list[KeyPlan]:
     plans = []
     for i in range(size.keys):
-        longest_s = chance.choice((0.1, 5.0, 5.0, 20.0, 1.5 * size.ttl_s))
+        longest_s = chance.choice((0.1, 5.0, 20.0, size.ttl_s, 3 * size.ttl_s))
         later = list(range(i + 1, size.keys))
         asks = tuple(sorted(chance.sample(later, min(len(later), 1 + (chance.random() < 0.3)))))
         plans.append(
@@ -219,7 +252,8 @@ class ComputeOnce:
         self._open = opener
         self._size = size
         self.plans = _plans(chance, size, nested=0.25, failing=chance.choice((0.0, 0.0, 0.5)))
-        self._thinking_s = chance.choice((0.05, 0.4)) * size.duration_s / size.keys
+        # From a stampede to workers that hardly meet.
+        self._thinking_s = chance.choice((0.0, 0.5, 5.0, 0.4 * size.duration_s / size.keys))
         self._threads = chance.choice((1, 1, 2))
 
     def work(self, worker: Worker) -> None:
@@ -252,7 +286,7 @@ class ComputeOnce:
                 return  # the other thread took the last one meanwhile
             i = todo[-1]
             for _ in range(TRIES_MAX):
-                if opened.get_or_compute(i):
+                if opened.any_form(i):
                     break
                 worker.runtime.sleep(worker.chance.random() * self._size.ttl_s / 2)
             if todo and todo[-1] == i:
@@ -273,12 +307,8 @@ class Recompute:
     def __init__(self, chance: random.Random, size: Size, opener: Opener = open_cache) -> None:
         self._open = opener
         self._size = size
-        self.plans = _plans(chance, size, nested=0.1, failing=chance.choice((0.0, 0.0, 0.2)))[
-            : max(2, size.keys // 2)
-        ]
-        self.plans = [
-            plan._replace(asks=tuple(j for j in plan.asks if j < len(self.plans))) for plan in self.plans
-        ]
+        self.plans = _plans(chance, size, nested=0.1, failing=chance.choice((0.0, 0.0, 0.2)))[: max(2, size.keys // 2)]
+        self.plans = [plan._replace(asks=tuple(j for j in plan.asks if j < len(self.plans))) for plan in self.plans]
         self._thinking_s = chance.choice((2.0, 10.0))
         self._turns = 12
 
@@ -291,9 +321,8 @@ class Recompute:
             while memory["todo"]:
                 worker.runtime.sleep(chance.random() * self._thinking_s)
                 i = memory["todo"][-1]
-                method = chance.choices(
-                    ("get_or_compute", "get", "put", "forget", "recompute"), (5, 4, 1, 1, 2)
-                )[0]
+                methods = ("get_or_compute", "stale", "get", "put", "forget", "recompute")
+                method = chance.choices(methods, (4, 2, 3, 1, 1, 2))[0]
                 for _ in range(TRIES_MAX):
                     if self._once(opened, method, i):
                         break
@@ -303,13 +332,15 @@ class Recompute:
     def _once(self, opened: Opened, method: str, i: int) -> bool:
         key, cache = opened.plans[i].key, opened.cache
         if method == "get_or_compute":
-            return opened.get_or_compute(i)
+            return opened.any_form(i)
+        if method == "stale":
+            return opened.get_or_compute(i, stale_ok=True)
         if method == "get":
             return opened.call("get", key, lambda call: cache.get(key))
         if method == "forget":
             return opened.call("forget", key, lambda call: cache.forget(key))
         if method == "recompute":
-            return opened.call("recompute", key, lambda call: cache.recompute(key, opened._compute(i, call)))
+            return opened.call("recompute", key, lambda call: cache.recompute(key, opened.compute(i, call)))
         mark, value = opened.value(i)
         opened.worker.record("putting", key=key, mark=mark)
         return opened.call("put", key, lambda call: cache.put(key, value))
@@ -319,82 +350,3 @@ class Recompute:
             opened = Opened(worker, cache, self.plans)
             for i in range(len(self.plans)):
                 opened.get_or_compute(i)
-
-
-class Relay:
-    """Workers take locks around a plain register: read, take a while, check, write one more."""
-
-    def __init__(self, chance: random.Random, size: Size, opener: Opener = open_cache) -> None:
-        self._open = opener
-        self._size = size
-        self.locks = [f"lock{i}" for i in range(chance.randint(1, 3))]
-        self.fenced = {name for name in self.locks if chance.random() < 0.4}
-        self._holding_s = chance.choice((0.05, 2.0, 2.0, 0.7 * size.ttl_s))
-        self._thinking_s = chance.choice((0.1, 5.0))
-        self._turns = 8
-
-    def work(self, worker: Worker) -> None:
-        memory, chance = worker.memory, worker.chance
-        if "todo" not in memory:
-            memory["todo"] = [chance.choice(self.locks) for _ in range(self._turns)]
-        with self._open(worker, self._size.ttl_s) as cache:
-            while memory["todo"]:
-                worker.runtime.sleep(chance.random() * self._thinking_s)
-                name = memory["todo"][-1]
-                for _ in range(TRIES_MAX):
-                    if self._increment(worker, cache, name):
-                        break
-                    worker.runtime.sleep(chance.random() * self._size.ttl_s / 3)
-                memory["todo"].pop()
-
-    def _increment(self, worker: Worker, cache: Any, name: str) -> bool:
-        turn = worker.memory["calls"] = worker.memory.get("calls", 0) + 1
-        worker.record("asked", call=turn, method="lock", key=name)
-        written = False
-        try:
-            with cache.lock(name, ttl_s=self._size.ttl_s) as lock:
-                worker.record("locked", call=turn, lock=name, generation=lock.generation)
-                written = self._read_and_write(worker, lock, name, turn)
-                worker.record("unlocking", call=turn, lock=name, generation=lock.generation)
-        except LockLost as error:
-            worker.record("lost", call=turn, lock=name, detail=str(error)[:160])
-        except DibsError as error:
-            worker.record(
-                "raised",
-                call=turn,
-                method="lock",
-                key=name,
-                error=type(error).__name__,
-                detail=str(error)[:160],
-            )
-        else:
-            worker.record("returned", call=turn, method="lock", key=name)
-        return written
-
-    def _read_and_write(self, worker: Worker, lock: Any, name: str, turn: int) -> bool:
-        runtime, register = worker.runtime, worker.register(name)
-        fence = lock.generation if name in self.fenced else 0
-        if not fence:
-            lock.check()
-        before = register.read(fence)
-        if before is None:
-            worker.record("fenced off", call=turn, lock=name, generation=fence, at="read")
-            return False
-        runtime.sleep(self._holding_s * (0.3 + worker.chance.random()))
-        if fence:
-            # No check: it is the register that refuses whoever comes too late.
-            if not register.write(before + 1, fence):
-                worker.record("fenced off", call=turn, lock=name, generation=fence, at="write")
-                return False
-        else:
-            # Nothing may come between the check and the write: a check says how it was, not how it will be.
-            lock.check()
-            worker.record("checked", call=turn, lock=name, generation=lock.generation)
-            register.write(before + 1)
-        worker.record("wrote", call=turn, lock=name, generation=lock.generation, value=before + 1)
-        return True
-
-    def afterwards(self, worker: Worker) -> None:
-        with self._open(worker, self._size.ttl_s) as cache:
-            for name in self.locks:
-                self._increment(worker, cache, name)

@@ -79,9 +79,7 @@ class Host:
         self._mono_offset = self.chance.uniform(0.0, 1e5)
         self._boot_offset = self._mono_offset + self.chance.uniform(0.0, 1e4)
         # Containers see each other's records but not each other's pids; a pid there is soon used again.
-        self.namespaces = [
-            self.chance.randrange(4026531836, 4026540000) for _ in range(self.chance.choice((1, 1, 2)))
-        ]
+        self.namespaces = [self.chance.randrange(4026531836, 4026540000) for _ in range(self.chance.choice((1, 1, 2)))]
         self.processes: dict[tuple[int, int], Process] = {}
         self.beacons: dict[str, str] = {}
         self.seen: dict[tuple[str, str], tuple[str, float]] = {}

@@ -130,9 +130,7 @@ class SimWatch:
             self._waiting = (task, task.parked)
             self._host.wake_after(task, timeout_s)
             try:
-                self._scheduler.park(
-                    f"a change of {', '.join(self._armed) or 'nothing'}, {timeout_s:g} s at most"
-                )
+                self._scheduler.park(f"a change of {', '.join(self._armed) or 'nothing'}, {timeout_s:g} s at most")
             finally:
                 self._waiting = None
         return self._changed

@@ -69,7 +69,7 @@ class Task:
         self.waits_for = ""
 
 
-def greenlet_class() -> type[Greenlet]:
+def greenlet_class() -> Any:
     try:
         from greenlet import greenlet  # only a simulation needs it, and it is an extra
     except ImportError as error:
@@ -193,9 +193,7 @@ class Scheduler:
             raise Disposed
         self._looks += 1
         if self._looks > LOOKS_MAX:
-            raise Livelock(
-                f"{self.current.name if self.current else '?'} looks at the world without ever waiting"
-            )
+            raise Livelock(f"{self.current.name if self.current else '?'} looks at the world without ever waiting")
 
     def running(self) -> Task:
         if self.over:

@@ -20,6 +20,7 @@ def simulate(seeds: Iterable[int], history: bool = False, out: TextIO | None = N
     A failure prints what is wrong and the command that replays it.
     """
     out = out or sys.stdout
+    complaints = sys.stderr if history else out
     failed = run = 0
     began = perf_counter()
     totals: dict[str, int] = {}
@@ -30,14 +31,12 @@ def simulate(seeds: Iterable[int], history: bool = False, out: TextIO | None = N
             out.writelines(f"{line}\n" for line in told.lines())
         found = violations(told)
         failed += bool(found)
-        _report(told, found, out, fixed)
+        _report(told, found, complaints, fixed)
         for what, number in told.counts().items():
             totals[what] = totals.get(what, 0) + number
     seconds = perf_counter() - began
     if not history:
-        faults = sum(
-            number for what, number in totals.items() if ": " in what and not what.startswith("event")
-        )
+        faults = sum(number for what, number in totals.items() if ": " in what and not what.startswith("event"))
         out.write(
             f"{run} worlds, {failed} broke a promise; {totals.get('swap', 0)} swaps, "
             f"{totals.get('computing', 0)} computations, {totals.get('locked', 0)} locks, {faults} faults; "

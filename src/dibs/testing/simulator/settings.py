@@ -82,18 +82,18 @@ def drawn(seed: int, **fixed: Any) -> Settings:
 
     def rate(most: float) -> float:
         """Half of the faults don't occur in a given world, so that each is also met without the others."""
-        return round(min(harshness * most * chance.random() ** 2, 0.3), 4) if chance.random() < 0.5 else 0.0
+        return round(min(harshness * most * chance.random() ** 2, 0.1), 4) if chance.random() < 0.5 else 0.0
 
     def number(most: float) -> float:
         return round(harshness * most * chance.random(), 2) if chance.random() < 0.5 else 0.0
 
     rates = Rates(
         lost=rate(0.05), answer_lost=rate(0.05), ghost=rate(0.03), duplicate=rate(0.05),
-        refused=rate(0.05), slow=rate(0.05), kill=rate(0.005), pause=rate(0.005),
+        refused=rate(0.05), slow=rate(0.05), kill=rate(0.01), pause=rate(0.02),
     )  # fmt: skip
     strikes = Strikes(
-        kills=number(3), terminations=number(2), pauses=number(4), suspends=number(2),
-        reboots=number(1), partitions=number(2), outages=number(1), clock_steps=number(4),
+        kills=number(4), terminations=number(2), pauses=number(8), suspends=number(4),
+        reboots=number(1), partitions=number(4), outages=number(2), clock_steps=number(4),
     )  # fmt: skip
     if not remote:  # system calls don't get lost on the way
         rates = Rates(kill=rates.kill, pause=rates.pause)

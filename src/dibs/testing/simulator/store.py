@@ -142,6 +142,15 @@ class SimStore:
         self.url = "sim:bucket" if settings.remote else "sim:folder"
         self.remote = settings.remote
         self.request_timeout_s = settings.request_timeout_s
+        self.server = "sim-server" if settings.remote else ""
+        self.dialect = self.dialects[0]
+
+    @property
+    def dialects(self) -> tuple[str, ...]:
+        return ("plain",)
+
+    def limit_requests(self, seconds: float) -> None:
+        self.request_timeout_s = min(self.request_timeout_s, seconds)
 
     # --- one request ---
 
@@ -166,9 +175,7 @@ class SimStore:
         elif fate == "ghost":
             if writes:
                 ttls = chance.choice((0.2, 1.0, 3.0)) * chance.expovariate(1.0)
-                scheduler.after(
-                    timeout_s + ttls * self._observer.settings.ttl_s, partial(request.arrive, None)
-                )
+                scheduler.after(timeout_s + ttls * self._observer.settings.ttl_s, partial(request.arrive, None))
         elif fate != "lost":
             scheduler.after(there_s, partial(request.arrive, answer_after_s))
             if fate == "duplicate" and writes:
@@ -187,7 +194,8 @@ class SimStore:
 
     def _latency_s(self) -> float:
         chance, usual_s = self.scheduler.chance, self._observer.settings.latency_s / 2
-        return usual_s * (0.5 + chance.random()) if chance.random() < 0.95 else usual_s * 8 * chance.random()
+        latency_s = usual_s * (0.5 + chance.random()) if chance.random() < 0.95 else usual_s * 8 * chance.random()
+        return min(latency_s, 0.4 * self.request_timeout_s)  # requests that time out are a fault, not the usual
 
     # --- records ---
 

@@ -82,16 +82,18 @@ class Strikes:
         """Perhaps strike before the request arrives, between its effect and its answer, or soon after."""
         world, rates = self._world, self._world.settings.rates
         if rates.kill and world.chance.random() < rates.kill:
-            world.scheduler.after(
-                world.chance.random() * within_s * 1.5, partial(world.kill, process, "at request")
-            )
+            world.scheduler.after(world.chance.random() * within_s * 1.5, partial(world.kill, process, "at request"))
         if rates.pause and world.chance.random() < rates.pause:
             world.scheduler.after(world.chance.random() * within_s * 1.5, partial(self.pause, process))
 
     # --- processes ---
 
     def _some_process(self) -> Process | None:
+        """Any living one, but rather one that holds something."""
         living = [seat.process for seat in self._world.seats if seat.process is not None]
+        holding = [process for process in living if process.who in self._world.holding.values()]
+        if holding and self._world.chance.random() < 0.7:
+            living = holding
         return self._world.chance.choice(living) if living else None
 
     def _some_host(self) -> Host:
@@ -142,9 +144,7 @@ class Strikes:
     def _reboot(self) -> None:
         host = self._some_host()
         self._world.record(host.name, "rebooted", fault="reboot")
-        killed = [
-            seat for seat in self._world.seats if seat.process is not None and seat.process.host is host
-        ]
+        killed = [seat for seat in self._world.seats if seat.process is not None and seat.process.host is host]
         host.reboot()
         for seat in killed:
             assert seat.process is not None

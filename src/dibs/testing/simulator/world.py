@@ -8,6 +8,7 @@ themselves, and a last worker on a fresh host looks whether everything still can
 from __future__ import annotations
 
 import gc
+import logging
 import random
 from collections.abc import Callable
 from functools import partial
@@ -44,9 +45,7 @@ class Seat:
 class SimWorker:
     """What a workload sees of one life of one worker."""
 
-    def __init__(
-        self, world: World, seat: Seat, process: Process, runtime: SimRuntime, store: SimStore
-    ) -> None:
+    def __init__(self, world: World, seat: Seat, process: Process, runtime: SimRuntime, store: SimStore) -> None:
         self._world = world
         self.name = process.who
         self.index = seat.index
@@ -71,9 +70,7 @@ class World:
         self.scheduler = Scheduler(chance)
         self.scheduler.on_crash = self._crashed
         self.history = History(seed, settings.facts())
-        self.workload = workload or open_workload(
-            settings.workload, random.Random(f"dibs plan {seed}"), settings
-        )
+        self.workload = workload or open_workload(settings.workload, random.Random(f"dibs plan {seed}"), settings)
         self.hosts = [Host(f"host{i}", self.scheduler, chance) for i in range(settings.hosts)]
         self.bucket = Bucket(self, self.hosts)
         self.registers: dict[str, Register] = {}
@@ -84,6 +81,8 @@ class World:
             Seat(i, self.hosts[i % settings.hosts], random.Random(f"dibs worker {seed} {i}"))
             for i in range(settings.workers)
         ]
+        self.holding: dict[str, str] = {}
+        """Record name -> the worker life that holds it."""
         self._names: dict[str, str] = {}
 
     def run(self) -> History:
@@ -91,6 +90,9 @@ class World:
         # Collecting cycles at moments of its own, the collector could call into the world in between.
         collecting = gc.isenabled()
         gc.disable()
+        # Warnings of simulated workers are no news to whoever runs the simulator; the history has the events.
+        log = logging.getLogger("dibs")
+        silent, log.disabled = log.disabled, True
         try:
             for seat in self.seats:
                 scheduler.after(
@@ -102,6 +104,7 @@ class World:
             self.history.ended = self._run(limit_s)
         finally:
             scheduler.dispose()
+            log.disabled = silent
             if collecting:
                 gc.enable()
         return self.history
@@ -147,12 +150,8 @@ class World:
         self._names[process.token] = process.who
         runtime = SimRuntime(process, self.settings.preemption)
         worker = SimWorker(self, seat, process, runtime, SimStore(self.bucket, process))
-        self.record(
-            process.who, "started", host=seat.host.name, pid=process.pid, rate=round(seat.host.rate, 4)
-        )
-        process.main = self.scheduler.spawn(
-            process.gate, partial(self._live, seat, worker, work), process.who
-        )
+        self.record(process.who, "started", host=seat.host.name, pid=process.pid, rate=round(seat.host.rate, 4))
+        process.main = self.scheduler.spawn(process.gate, partial(self._live, seat, worker, work), process.who)
 
     def _live(self, seat: Seat, worker: SimWorker, work: Callable[[Any], None]) -> None:
         assert seat.process is not None
@@ -225,6 +224,10 @@ class World:
 
     def wrote(self, who: str, name: str, old: Version | None, new: Version, data: bytes) -> None:
         fields = described(data, self.bucket, self._names)
+        if "claim" in fields:
+            self.holding[name] = fields["holder"]
+        else:
+            self.holding.pop(name, None)
         self.record(who, "swap", name=name, old=old, new=new, **fields)
 
     def refused(self, who: str, name: str, old: Version | None, there: Version | None) -> None:

@@ -109,6 +109,11 @@ def never_takes_over(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(contend, "judge", lambda *_: liveness.Verdict("alive", "always"))
 
 
+def ignores_proof_of_death(patch: pytest.MonkeyPatch) -> None:
+    judge = liveness.judge
+    patch.setattr(contend, "judge", lambda there, evidence, *rest: judge(there, evidence._replace(dead=None), *rest))
+
+
 def commits_into_a_later_epoch(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cell, "may_commit", lambda there, epoch: cell.current(there) is None)
 
@@ -167,6 +172,7 @@ PLANTED: list[tuple[Plant, str]] = [
     (takes_over_too_early, "nobody_is_taken_over_while_it_lives"),
     (trusts_its_hold_too_long, "holds_never_overlap"),
     (never_takes_over, "every_wait_ended"),
+    (ignores_proof_of_death, "the_dead_are_replaced_soon"),
     (commits_into_a_later_epoch, "one_commit_per_epoch"),
     (forgets_within_the_epoch, "one_commit_per_epoch"),
     (releases_to_generation_0, "numbers_never_go_back"),

@@ -18,6 +18,11 @@ DEATHS_MAX: Final = 10
 SILENCE_MIN: Final = 1.0
 """A live holder may be taken over when its record was unchanged for so many ttl of true time: observers count
 1.1, on clocks that run at most 5 % fast."""
+SILENT_RATES: Final = ("lost", "answer_lost", "ghost", "refused", "slow")
+WAITING: Final = ("get_or_compute", "once", "recompute", "lock")
+AT_ONCE_S: Final = 2.0
+POLL_S_MAX: Final = 9.0
+"""The longest interval between two looks at a bucket, with the requests that a take-over needs."""
 CLOCK_RATE_MAX: Final = 1.06
 SILENT_FAULTS: Final = ("lost", "answer lost", "ghost", "refused", "slow")
 
@@ -245,6 +250,36 @@ def nobody_is_taken_over_while_it_lives(case: Case) -> Iterator[str]:
                 yield f"t={c.t} {c.who} took {name} from {holder}, alive and silent for only {silent_s:.2f} s"
 
 
+def the_dead_are_replaced_soon(case: Case) -> Iterator[str]:
+    """Who waits takes over at once where death can be proved, and elsewhere when the silence has lasted long enough.
+
+    Judged only in worlds where nothing but death can hold anybody up.
+    """
+    facts = case.told.facts
+    delays = [facts["rates"][name] for name in (*SILENT_RATES, "pause")]
+    delays += [facts["strikes"][name] for name in ("pauses", "suspends", "partitions", "outages")]
+    if any(delays):
+        return
+    places = {e["who"]: e for e in case.of["started"]}
+    ended = {(e["who"], e["call"]): e["t"] for what in ("returned", "raised", "lost") for e in case.of[what]}
+    for name, changes in case.cells.items():
+        asks = [e for e in case.of["asked"] if e["key"] == changes[0].now["key"] and e.get("wait_s") is None]
+        asks = [e for e in asks if (e["method"] == "lock") == name.startswith("locks/") and e["method"] in WAITING]
+        for c in changes:
+            if not _ended_as(c, "taken over") or not case.dead(c.before["holder"], c.t):
+                continue
+            holder = places[c.before["holder"]]
+            for e in asks:
+                if e["t"] > c.t or ended.get((e["who"], e["call"]), case.gone.get(e["who"], (c.t,))[0]) < c.t:
+                    continue
+                since = max(case.gone[holder["who"]][0], e["t"], c.before["t"])
+                near = holder["beacon"] and holder["boot"] == places[e["who"]]["boot"]
+                most_s = AT_ONCE_S if near else 1.1 * c.before["ttl_s"] * CLOCK_RATE_MAX + POLL_S_MAX
+                if c.t - since > most_s:
+                    yield f"t={c.t} {name} of {holder['who']}, dead, was free only {c.t - since:.2f} s after t={since}"
+                    break
+
+
 # --- computing once -------------------------------------------------------------------------------------
 
 
@@ -393,6 +428,7 @@ VERDICTS: Final[tuple[Verdict, ...]] = (
     one_commit_per_epoch,
     no_write_happens_twice,
     nobody_is_taken_over_while_it_lives,
+    the_dead_are_replaced_soon,
     each_hold_computes_once,
     nothing_is_computed_that_is_there,
     readers_see_what_was_published,

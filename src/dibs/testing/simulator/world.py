@@ -150,7 +150,8 @@ class World:
         self._names[process.token] = process.who
         runtime = SimRuntime(process, self.settings.preemption)
         worker = SimWorker(self, seat, process, runtime, SimStore(self.bucket, process))
-        self.record(process.who, "started", host=seat.host.name, pid=process.pid, rate=round(seat.host.rate, 4))
+        about = {"host": seat.host.name, "boot": seat.host.boot, "pid": process.pid, "beacon": bool(process.beacon)}
+        self.record(process.who, "started", **about, rate=round(seat.host.rate, 4))
         process.main = self.scheduler.spawn(process.gate, partial(self._live, seat, worker, work), process.who)
 
     def _live(self, seat: Seat, worker: SimWorker, work: Callable[[Any], None]) -> None:

@@ -11,7 +11,8 @@ from dibs.errors import StoreUnavailable
 from dibs.stores import s3_blobs
 from dibs.stores.s3 import S3Store
 from dibs.testing.proxy import FaultProxy
-from dibs.testing.proxy_faults import REQUEST_LOST, TRUNCATED, always, nth, status
+from dibs.testing.proxy_faults import ANSWER_LOST, REQUEST_LOST, TRUNCATED, always, nth, status
+from dibs.testing.servers import Server
 
 NAME = "values/abc"
 
@@ -86,3 +87,49 @@ def test_an_upload_is_sent_again_after_a_passing_fault(
     proxied.upload(NAME, io.BytesIO(b"abc"))
     assert content_of(direct) == b"abc"
     assert len(proxy.fired) == 1
+
+
+def test_a_short_read_is_not_the_end(direct: S3Store) -> None:
+    class Dripping(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(min(size or 0, 1000))
+
+    content = bytes(range(256)) * 40
+    direct.upload(NAME, Dripping(content))
+    assert content_of(direct) == content
+
+
+class BreaksOff(io.BytesIO):
+    """Fails after one part."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() >= s3_blobs.PART_SIZE:
+            raise ZeroDivisionError("the source failed")
+        return super().read(size)
+
+
+def test_an_upload_whose_source_fails_leaves_nothing_behind(direct: S3Store, ministack_server: Server) -> None:
+    with pytest.raises(ZeroDivisionError):
+        direct.upload(NAME, BreaksOff(b"x" * (2 * s3_blobs.PART_SIZE)))
+    with pytest.raises(FileNotFoundError), direct.download(NAME):
+        pass
+    pending = ministack_server.client().list_multipart_uploads(Bucket="dibs-tests")
+    assert not [upload for upload in pending.get("Uploads", ()) if upload["Key"].startswith(direct.prefix)]
+
+
+def test_a_completion_whose_answer_is_lost_is_found_to_have_happened(
+    proxied: S3Store, direct: S3Store, proxy: FaultProxy
+) -> None:
+    content = b"x" * (s3_blobs.PART_SIZE + 1)
+    proxy.plan = nth(ANSWER_LOST, "POST", 2)  # the first begins the upload, the second completes it
+    proxied.upload(NAME, io.BytesIO(content))
+    assert len(proxy.fired) == 1
+    assert content_of(direct) == content
+
+
+def test_a_lost_part_is_sent_again_by_itself(proxied: S3Store, direct: S3Store, proxy: FaultProxy) -> None:
+    content = random.Random(2).randbytes(2 * s3_blobs.PART_SIZE + 1)
+    proxy.plan = nth(REQUEST_LOST, "PUT", 2)
+    proxied.upload(NAME, io.BytesIO(content))
+    assert proxy.count("PUT") == 4
+    assert content_of(direct) == content

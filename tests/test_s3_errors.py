@@ -140,3 +140,25 @@ def test_no_error_carries_the_secrets_of_the_environment(proxied: S3Store, proxy
         proxied.read(NAME)
     text = f"{caught.value!r} {caught.value.__cause__!r} {proxied!r} {proxied.url}"
     assert "testsecret" not in text
+
+
+# --- a server that verifies signatures ------------------------------------------------------------------
+
+
+def test_a_wrong_secret_key_is_named(ceph_server: Server, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    store = open_s3(ceph_server.url("dibs-tests", "p"), runtime)
+    assert "AWS_SECRET_ACCESS_KEY" in refused(store, "GET")
+    assert "AWS_SECRET_ACCESS_KEY" in refused(store, "PUT")
+
+
+def test_an_unknown_access_key_is_named(ceph_server: Server, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    store = open_s3(ceph_server.url("dibs-tests", "p"), runtime)
+    assert "AWS_ACCESS_KEY_ID" in refused(store, "GET")
+
+
+def test_a_bucket_that_a_real_gateway_does_not_have_is_named(ceph_server: Server, runtime: Runtime) -> None:
+    store = open_s3(ceph_server.url("no-such-bucket", "p"), runtime)
+    for method in ("GET", "PUT", "LIST"):
+        assert "aws s3 mb s3://no-such-bucket" in refused(store, method)

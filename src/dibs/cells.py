@@ -25,6 +25,14 @@ _LEFT_MAX: Final = 256
 _BACKOFF_S: Final = (0.01, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
+class Changed(Conflict):
+    """Somebody else changed the record first; `record` is what stands there now."""
+
+    def __init__(self, name: str, record: Record | None) -> None:
+        super().__init__(f"{name} was changed by somebody else")
+        self.record = record
+
+
 class Seen(NamedTuple):
     """A cell as it was read or written; `version` is None when there is no record yet."""
 
@@ -78,20 +86,32 @@ class Cells:
             record = self.store.read(name, unless)
             if record is UNCHANGED:
                 return UNCHANGED
-            if record is None:
-                return Seen(Cell(key), None)
-            try:
-                cell, attempt = decode(record.data)
-                if cell.key == key:
-                    return Seen(cell, record.version, attempt, record.age_s)
-                problem = f"it is the record of {cell.key!r}"
-            except Damaged:
-                problem = f"its {len(record.data)} bytes are no record"
-            if self.read_only:
-                self.events.emit("healed", key, detail=f"damaged, left as it is (read only): {problem}")
-                return Seen(Cell(key), record.version)
-            self._heal(name, key, record.version, problem)
+            seen = self._seen_in(record, name, key)
+            if seen is not None:
+                return seen
         raise StoreUnavailable(f"the record of {key!r} in {self.store.url} gets damaged again and again")
+
+    def look_after(self, conflict: Conflict, name: str, key: str) -> Seen:
+        """As look, after a refused write, which may have read the record already."""
+        seen = self._seen_in(conflict.record, name, key) if isinstance(conflict, Changed) else None
+        return self.look(name, key) if seen is None else seen
+
+    def _seen_in(self, record: Record | None, name: str, key: str) -> Seen | None:
+        """The cell that `record` says; None after a damaged one was healed, for another look."""
+        if record is None:
+            return Seen(Cell(key), None)
+        try:
+            cell, attempt = decode(record.data)
+            if cell.key == key:
+                return Seen(cell, record.version, attempt, record.age_s)
+            problem = f"it is the record of {cell.key!r}"
+        except Damaged:
+            problem = f"its {len(record.data)} bytes are no record"
+        if self.read_only:
+            self.events.emit("healed", key, detail=f"damaged, left as it is (read only): {problem}")
+            return Seen(Cell(key), record.version)
+        self._heal(name, key, record.version, problem)
+        return None
 
     def _heal(self, name: str, key: str, version: Version, problem: str) -> None:
         # The floor first: numbers that the lost record may have given out must stay below.
@@ -114,6 +134,21 @@ class Cells:
             return Seen(cell, self.store.swap(name, seen.version, data), attempt)
         except StoreUnavailable as error:
             return self._settle(name, seen, cell, attempt, data, patience_s, error)
+        except Conflict:
+            if not self.store.remote:
+                raise
+        # Something on the way may have delivered the request twice, and what came back is the second answer.
+        return self._landed_or_refused(name, seen, cell, attempt)
+
+    def _landed_or_refused(self, name: str, seen: Seen, cell: Cell, attempt: str) -> Seen:
+        try:
+            record = self.store.read(name)
+        except StoreUnavailable:
+            raise Conflict(f"{name} was changed by somebody else, or by a request of ours that was sent twice") from None
+        assert not isinstance(record, Unchanged)
+        if record is not None and _attempt_of(record) == attempt:
+            return Seen(cell, record.version, attempt)
+        raise Changed(name, record)
 
     def _settle(
         self, name: str, seen: Seen, cell: Cell, attempt: str, data: bytes, patience_s: float, error: StoreUnavailable
@@ -138,7 +173,7 @@ class Cells:
                 continue
             if record is not None and _attempt_of(record) == attempt:
                 return Seen(cell, record.version, attempt)
-            raise Conflict(f"{name} was changed by somebody else")
+            raise Changed(name, record)
         raise StoreUnavailable(f"{error} (given up after {patience_s:.1f} s; it may have happened)") from error
 
     def change(self, name: str, key: str, event: Callable[[Seen], Cell | None], patience_s: float) -> Seen:

@@ -7,7 +7,6 @@ between "not there yet" and "mine".
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from contextvars import ContextVar
 from typing import Final, Generic, NamedTuple, TypeVar
 
@@ -97,8 +96,8 @@ class Contender:
                 hold.expected_s = usual_s
                 try:
                     hold.acquire(seen, how)
-                except Conflict:
-                    attempt.look()
+                except Conflict as conflict:
+                    attempt.look(conflict)
                     continue
                 attempt.report_acquired(hold)
                 return hold
@@ -153,9 +152,9 @@ class _Attempt:
         self._contested = False
         self.seen = seen or self._cells.recall(self._name) or self._cells.look(self._name, key)
 
-    def look(self) -> None:
+    def look(self, conflict: Conflict) -> None:
         self._contested = True
-        self.seen = self._cells.look(self._name, self._key)
+        self.seen = self._cells.look_after(conflict, self._name, self._key)
 
     def take_over(self) -> Callable[[Cell, Hold], Cell] | None:
         """How to take the cell over from its holder; None while that one is alive."""
@@ -175,9 +174,10 @@ class _Attempt:
 
     def bury(self) -> None:
         """End a dead holder's hold without taking its place."""
-        with suppress(Conflict):
-            self._cells.write(self._name, self.seen, table.bury(self.seen.cell), patience_s=5.0)
-        self.look()
+        try:
+            self.seen = self._cells.write(self._name, self.seen, table.bury(self.seen.cell), patience_s=5.0)
+        except Conflict as conflict:
+            self.look(conflict)
 
     def _unchanged_s(self) -> float:
         """How long this host has seen the cell at this version.

@@ -243,8 +243,8 @@ class LiveHold:
                 try:
                     self._seen = self._cells.write(self.name, seen, table.commit(cell, value), left_s)
                     return Outcome("published", self._seen)
-                except Conflict:
-                    seen = self._look(give_up_at)
+                except Conflict as conflict:
+                    seen = self._look(conflict, give_up_at)
                     continue
             there = table.current(cell)
             if cell.epoch == self.epoch and there is not None:
@@ -254,10 +254,10 @@ class LiveHold:
             return Outcome("refused", seen, f"epoch {self.epoch} is over, the key is at epoch {cell.epoch}")
         raise StoreUnavailable(f"{self.key!r} kept changing while its value was committed")
 
-    def _look(self, give_up_at: float) -> Seen:
+    def _look(self, conflict: Conflict, give_up_at: float) -> Seen:
         while True:  # ends when the store answers or patience does
             try:
-                return self._cells.look(self.name, self.key)
+                return self._cells.look_after(conflict, self.name, self.key)
             except StoreUnavailable:
                 if self._runtime.monotonic() >= give_up_at:
                     raise
@@ -275,9 +275,9 @@ class LiveHold:
                 left_s = max(give_up_at - self._runtime.monotonic(), 0.0)
                 self._seen = self._cells.write(self.name, self._seen, event(self._seen.cell), left_s)
                 return True
-            except Conflict:
+            except Conflict as conflict:
                 # Perhaps a late beat of our own: a held record with my claim is mine, whatever its attempt.
-                self._seen = self._look(give_up_at)
+                self._seen = self._look(conflict, give_up_at)
         raise StoreUnavailable(f"{self.key!r} kept changing while it was rewritten")
 
     def _lose(self) -> None:

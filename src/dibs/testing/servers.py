@@ -327,7 +327,7 @@ def _install_ministack(venv: Path) -> str:
     try:
         for command in (
             [sys.executable, "-m", "venv", str(making)],
-            [str(making / "bin" / "python"), "-m", "pip", "install", "--quiet", "ministack"],
+            [str(making / "bin" / "python"), "-m", "pip", "install", "--quiet", "ministack>=1.5"],
         ):
             ran = subprocess.run(command, capture_output=True, text=True)
             if ran.returncode:

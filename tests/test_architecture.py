@@ -28,7 +28,7 @@ HEAVY = {"boto3", "botocore", "numpy", "psutil", "cloudpickle", "tenacity", "skl
 
 OUTSIDE = {"__init__", "__main__"}  # may import everything
 FACE = "cache"  # `import dibs` means this floor and all below it
-TESTING, TESTING_USERS = "testing", {"cli", "doctor"}  # nothing that users run may lean on it
+TESTING, TESTING_USERS = "testing", {"cli", "demo", "doctor"}  # nothing that users run may lean on it
 
 Floors = dict[str, int]  # name -> height; 0 is the ground
 
@@ -91,7 +91,7 @@ def layer_violations(package: Path, floors: Floors) -> list[str]:
             if wanted == top:
                 continue
             if wanted == TESTING and top not in TESTING_USERS:
-                found.append(f"{where} imports testing, which only cli and doctor may")
+                found.append(f"{where} imports testing, which only cli, demo and doctor may")
             elif height >= floors[top]:
                 side = "its neighbour" if height == floors[top] else "the floor above,"
                 found.append(f"{where} imports {side} {wanted}")
@@ -125,15 +125,17 @@ def test_every_file_imports_only_from_floors_below_its_own(floors: Floors) -> No
         ("cell.py", "if TYPE_CHECKING:\n    from .once import Once", 2, "the floor above, once"),
         ("cell.py", "import_module('dibs.cache')", 1, "the floor above, cache"),
         ("cell.py", "importlib.import_module('.cache', 'dibs')", 1, "the floor above, cache"),
-        ("cell.py", "from .liveness import verdict", 1, "its neighbour liveness"),
+        ("cell.py", "from .liveness import judge", 1, "the floor above, liveness"),
+        ("cell.py", "from .names import record_name", 1, "its neighbour names"),
         ("cell.py", "from dibs import DibsError", 1, "the floor above, cache"),
         ("cell.py", "import dibs", 1, "the floor above, cache"),
         ("stores/s3.py", "from ..cell import Cell", 1, "the floor above, cell"),
         ("stores/deep/x.py", "from ...cell import Cell", 1, "the floor above, cell"),
         ("stores/__init__.py", "from ..cell import Cell", 1, "the floor above, cell"),
-        ("fleet.py", "from .testing import workloads", 1, "testing, which only cli and doctor may"),
-        ("dashboard.py", "from .testing import sim", 1, "testing, which only cli and doctor may"),
+        ("once.py", "from .testing import workloads", 1, "testing, which only cli, demo and doctor may"),
+        ("cache.py", "from .testing import sim", 1, "testing, which only cli, demo and doctor may"),
         ("testing/sim.py", "from ..cli import main", 1, "the floor above, cli"),
+        ("demo/show.py", "from ..cli import main", 1, "the floor above, cli"),
     ],
 )
 def test_a_planted_violation_of_the_floors_is_reported(
@@ -154,8 +156,10 @@ def test_a_module_that_stands_on_no_floor_is_reported(tmp_path: Path, floors: Fl
     [
         ("cache.py", "from .cell import Cell\nfrom . import once, errors\nimport dibs.store"),
         ("stores/s3.py", "from .local import x\nfrom . import local\nfrom ..store import Record"),
-        ("cli.py", "import dibs\nfrom dibs.testing import sim\nfrom .doctor import judge"),
-        ("testing/sim.py", "from dibs import open\nfrom ..cell import Cell\nfrom ..fleet import map"),
+        ("cli/x.py", "import dibs\nfrom dibs.testing import sim\nfrom ..doctor import judge\nfrom ..demo import run"),
+        ("demo/show.py", "import dibs\nfrom dibs.testing import servers"),
+        ("doctor.py", "from .testing import conformance\nfrom .probe import probe"),
+        ("testing/sim.py", "from dibs import open\nfrom ..cell import Cell\nfrom ..cache import Cache"),
         ("__init__.py", "from .cli import main"),
     ],
 )

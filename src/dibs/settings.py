@@ -89,12 +89,12 @@ def check_terms(ttl_s: float, beat_s: float | None, hold_max_s: float | None) ->
 
 
 def _from_environment(environ: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-    # Variables with these prefixes belong to the tests and to the runtime directory.
     ours = {n: v for n, v in environ.items() if n.startswith("DIBS_") and n not in _FOREIGN_VARIABLES}
     return "a DIBS_ variable", {name.removeprefix("DIBS_").lower(): _parsed(name, text) for name, text in ours.items()}
 
 
-_FOREIGN_VARIABLES: Final = ("DIBS_RUNTIME_DIR", "DIBS_MINISTACK_PYTHON")
+_FOREIGN_VARIABLES: Final = ("DIBS_RUNTIME_DIR", "DIBS_MINISTACK_PYTHON", "DIBS_LOCK_GENERATION")
+"""Not settings: where the runtime's files are, what the tests need, and what `dibs lock` tells its command."""
 
 
 def _parsed(variable: str, text: str) -> Any:

@@ -29,7 +29,7 @@ from dibs.testing.proxy_faults import (
 from dibs.testing.servers import Server
 
 NAME = "keys/f/abc"
-TIMEOUT_S = 0.6
+TIMEOUT_S = 1.0  # half of it is the slack for a busy machine
 
 
 def data_of(store: S3Store) -> bytes | None:

@@ -6,12 +6,10 @@ Times are true times; margins are those that dibs states for clock rates, and th
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
-Entry = dict[str, Any]
+from dibs.testing.case import Case, Change, Entry, Told
 
 FAILURES_MAX: Final = 3
 DEATHS_MAX: Final = 10
@@ -24,84 +22,6 @@ AT_ONCE_S: Final = 2.0
 POLL_S_MAX: Final = 9.0
 """The longest interval between two looks at a bucket, with the requests that a take-over needs."""
 CLOCK_RATE_MAX: Final = 1.06
-SILENT_FAULTS: Final = ("lost", "answer lost", "ghost", "refused", "slow")
-
-
-class Told(Protocol):
-    """What a verdict reads of a history."""
-
-    entries: list[Entry]
-    ended: str
-    facts: Entry
-
-
-class Change(NamedTuple):
-    """One applied swap of a cell, with the cell before it."""
-
-    t: float
-    who: str
-    name: str
-    now: Entry
-    before: Entry
-
-    @property
-    def committed(self) -> bool:
-        return "value_claim" in self.now and any(
-            self.now[part] != self.before.get(part) for part in ("value_claim", "value_epoch")
-        )
-
-    @property
-    def claimed(self) -> bool:
-        return "claim" in self.now and self.now["claim"] != self.before.get("claim")
-
-
-class Case:
-    """A history, put in order for judging."""
-
-    def __init__(self, told: Told) -> None:
-        self.told = told
-        self.of: dict[str, list[Entry]] = defaultdict(list)
-        self.gone: dict[str, tuple[float, str]] = {}
-        """Worker life -> when and how it ended."""
-        self.cells: dict[str, list[Change]] = defaultdict(list)
-        self.faulty: set[tuple[str, str]] = set()
-        latest: dict[str, Entry] = {}
-        for entry in told.entries:
-            what, who = entry["what"], entry["who"]
-            self.of[what].append(entry)
-            if what == "swap" and "generation" in entry:
-                name = entry["name"]
-                self.cells[name].append(Change(entry["t"], who, name, entry, latest.get(name, {})))
-                latest[name] = entry
-            elif what in ("killed", "ended"):
-                self.gone[who] = (entry["t"], what)
-            elif what == "fault" and entry["fault"] in SILENT_FAULTS:
-                self.faulty.add((who, entry["name"]))
-        self.keys = {key: name for name, key in self._keys()}
-        self.faultless = not any("fault" in entry for entry in told.entries)
-
-    def _keys(self) -> Iterator[tuple[str, str]]:
-        for name, changes in self.cells.items():
-            if not name.startswith("locks/"):
-                yield name, changes[0].now["key"]
-
-    def changes(self, key: str) -> list[Change]:
-        return self.cells.get(self.keys.get(key, ""), [])
-
-    def state(self, key: str, t: float) -> Entry:
-        """What the record of `key` said at time `t`."""
-        changes = self.changes(key)
-        at = bisect_right(changes, t, key=lambda change: change.t)
-        return changes[at - 1].now if at else {}
-
-    def during(self, key: str, begin: float, end: float) -> list[Change]:
-        """The changes of a record that made what it said between these times."""
-        changes = self.changes(key)
-        first = bisect_right(changes, begin, key=lambda change: change.t)
-        return [change for change in changes[max(first - 1, 0) :] if change.t <= end]
-
-    def dead(self, who: str, t: float) -> bool:
-        return who in self.gone and self.gone[who][0] <= t
 
 
 Verdict = Callable[[Case], Iterator[str]]
@@ -122,7 +42,7 @@ def every_wait_ended(case: Case) -> Iterator[str]:
         yield f"the world ended by {case.told.ended}: {'; '.join(waits[:4]) or 'nobody waits'}"
         return
     polite = {e["who"] for e in case.of["ended"]} - {e["who"] for e in case.of["terminated"]}
-    answered = {(e["who"], e["call"]) for what in ("returned", "raised", "lost") for e in case.of[what]}
+    answered = case.answers()
     for e in case.of["asked"]:
         if e["who"] in polite and (e["who"], e["call"]) not in answered:
             yield f"t={e['t']} {e['who']} asked for {e['key']} (call {e['call']}) and never got an answer"
@@ -148,7 +68,7 @@ def errors_have_a_reason(case: Case) -> Iterator[str]:
             yield f"t={e['t']} {e['who']} {e['method']}({e['key']}) raised {e['error']}: {e['detail']}"
         elif e["error"] == "ComputeFailed":
             failures = sum(1 for f in case.of["failed"] if f["key"] == e["key"] and f["t"] <= e["t"])
-            deaths = sum(1 for c in case.changes(e["key"]) if _ended_as(c, "taken over") and c.t <= e["t"])
+            deaths = sum(1 for c in case.changes(e["key"]) if c.ended_as("taken over") and c.t <= e["t"])
             if failures < FAILURES_MAX and deaths < DEATHS_MAX - 1:
                 here = f"t={e['t']} {e['who']}: {e['key']}"
                 yield f"{here} was given up after {failures} failures, {deaths} deaths"
@@ -204,13 +124,14 @@ def numbers_never_go_back(case: Case) -> Iterator[str]:
 
 
 def one_commit_per_epoch(case: Case) -> Iterator[str]:
+    damaged = {e["blob"].rpartition("-")[2] for e in case.of["damaged"]}
     for name, changes in case.cells.items():
         committed: dict[int, Change] = {}
         for c in changes:
             if not c.committed:
                 continue
             epoch = c.now["value_epoch"]
-            if c.now["mark"] == "missing":
+            if c.now["mark"] == "missing" and c.now["value_claim"] not in damaged:
                 yield f"t={c.t} {c.who}: {name} names a blob that isn't there"
             if epoch != c.now["epoch"]:
                 yield f"t={c.t} {c.who} gave a value for epoch {epoch} of {name} in epoch {c.now['epoch']}"
@@ -234,15 +155,10 @@ def no_write_happens_twice(case: Case) -> Iterator[str]:
             first.setdefault(claim, c)
 
 
-def _ended_as(c: Change, how: str) -> bool:
-    """Whether this change ended the hold that was there, and in this way."""
-    return "claim" in c.before and c.now.get("last_ended") == [c.before["claim"], how]
-
-
 def nobody_is_taken_over_while_it_lives(case: Case) -> Iterator[str]:
     for name, changes in case.cells.items():
         for c in changes:
-            if not _ended_as(c, "taken over"):
+            if not c.ended_as("taken over"):
                 continue
             holder, silent_s = c.before["holder"], c.t - c.before["t"]
             by_itself = holder == c.who  # an abandoned claim of its own
@@ -261,23 +177,29 @@ def the_dead_are_replaced_soon(case: Case) -> Iterator[str]:
     if any(delays):
         return
     places = {e["who"]: e for e in case.of["started"]}
-    ended = {(e["who"], e["call"]): e["t"] for what in ("returned", "raised", "lost") for e in case.of[what]}
+    computes = {(e["who"], e["call"]): e["t"] for e in case.of["computing"]}
+    answered = case.answers()
+
+    def waits(e: Entry, t: float) -> bool:
+        """Whether this ask is waiting at time `t`, neither answered nor computing itself."""
+        call = (e["who"], e["call"])
+        over = answered.get(call, case.gone.get(e["who"], (t,))[0])
+        return bool(e["t"] <= t <= over and computes.get(call, t) >= t)
+
     for name, changes in case.cells.items():
         asks = [e for e in case.of["asked"] if e["key"] == changes[0].now["key"] and e.get("wait_s") is None]
         asks = [e for e in asks if (e["method"] == "lock") == name.startswith("locks/") and e["method"] in WAITING]
         for c in changes:
-            if not _ended_as(c, "taken over") or not case.dead(c.before["holder"], c.t):
+            if not c.ended_as("taken over") or not case.dead(c.before["holder"], c.t):
                 continue
             holder = places[c.before["holder"]]
-            for e in asks:
-                if e["t"] > c.t or ended.get((e["who"], e["call"]), case.gone.get(e["who"], (c.t,))[0]) < c.t:
-                    continue
-                since = max(case.gone[holder["who"]][0], e["t"], c.before["t"])
+            free = max(case.gone[holder["who"]][0], c.before["t"])
+            for e in (e for e in asks if waits(e, c.t)):
                 near = holder["beacon"] and holder["boot"] == places[e["who"]]["boot"]
                 most_s = AT_ONCE_S if near else 1.1 * c.before["ttl_s"] * CLOCK_RATE_MAX + POLL_S_MAX
-                if c.t - since > most_s:
-                    yield f"t={c.t} {name} of {holder['who']}, dead, was free only {c.t - since:.2f} s after t={since}"
-                    break
+                waited_s = c.t - max(free, e["t"])
+                if waited_s > most_s:
+                    yield f"t={c.t} {e['who']} waited {waited_s:.2f} s for {name} of {holder['who']}, which was dead"
 
 
 # --- computing once -------------------------------------------------------------------------------------

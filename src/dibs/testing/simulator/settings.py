@@ -37,6 +37,7 @@ class Strikes:
     partitions: float = 0.0
     outages: float = 0.0
     clock_steps: float = 0.0
+    damages: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def drawn(seed: int, **fixed: Any) -> Settings:
     )  # fmt: skip
     strikes = Strikes(
         kills=number(4), terminations=number(2), pauses=number(8), suspends=number(4),
-        reboots=number(1), partitions=number(4), outages=number(2), clock_steps=number(4),
+        reboots=number(1), partitions=number(4), outages=number(2), clock_steps=number(4), damages=number(3),
     )  # fmt: skip
     if not remote:  # system calls don't get lost on the way
         rates = Rates(kill=rates.kill, pause=rates.pause)

@@ -41,6 +41,7 @@ class Strikes:
             (numbers.partitions, self._partition),
             (numbers.outages, self._begin_outage),
             (numbers.clock_steps, self._step_clock),
+            (numbers.damages, self._damage),
         )
         span_s = world.settings.duration_s * world.settings.strikes_within
         for mean, strike in kinds:
@@ -169,6 +170,18 @@ class Strikes:
 
     def _end_outage(self) -> None:
         self._outage = ""
+
+    def _damage(self) -> None:
+        """A large value gets lost or damaged where it lies."""
+        chance, blobs = self._world.chance, self._world.bucket.blobs
+        if blobs:
+            name, kind = chance.choice(sorted(blobs)), chance.choice(("lost", "cut", "changed"))
+            self._world.record("store", "damaged", fault=f"damage: {kind}", blob=name)
+            if kind == "lost":
+                del blobs[name]
+            else:
+                half = len(blobs[name]) // 2
+                blobs[name] = blobs[name][:half] + (b"?" + blobs[name][half + 1 :] if kind == "changed" else b"")
 
     def _step_clock(self) -> None:
         host = self._some_host()

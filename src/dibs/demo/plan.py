@@ -1,0 +1,69 @@
+"""What the demo computes: one feature step for each of two kernels, and classifiers trained on what it makes.
+
+Pure and light: the parent process needs no scikit-learn.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from blake3 import blake3
+
+PREFIX: Final = "demo/v1/"
+"""Apart from whatever else lies in the store; the number grows when the work changes."""
+
+GAMMAS: Final = (0.03, 0.3)
+CLASSIFIERS: Final = {
+    "knn": ("k", (1, 5)),
+    "logistic": ("C", (1, 10)),
+    "svm": ("C", (1, 10)),
+    "forest": ("trees", (10, 30)),
+    "network": ("units", (64,)),
+}
+"""Family: the name of its parameter, and the values that are tried."""
+
+
+class Task(NamedTuple):
+    """One key.  `family` is empty for the feature step."""
+
+    key: str
+    gamma: float
+    family: str = ""
+    parameter: int = 0
+
+
+def features_key(gamma: float) -> str:
+    return f"{PREFIX}features/gamma={gamma:g}"
+
+
+def _tasks() -> dict[str, Task]:
+    tasks = [Task(features_key(gamma), gamma) for gamma in GAMMAS]
+    for family, (name, values) in CLASSIFIERS.items():
+        for value in values:
+            for gamma in GAMMAS:
+                key = f"{PREFIX}score/{family}/{name}={value}/gamma={gamma:g}"
+                tasks.append(Task(key, gamma, family, value))
+    return {task.key: task for task in tasks}
+
+
+TASKS: Final = _tasks()
+KILLED_ON: Final = features_key(GAMMAS[0])
+"""Who computes this key first is killed halfway ..."""
+STOPPED_ON: Final = features_key(GAMMAS[1])
+"""... and who computes this one is stopped halfway, and woken when somebody else has computed it."""
+
+
+def order_of(worker: int) -> list[str]:
+    """All keys, in an order of this worker's own; odd and even workers start with different features."""
+    gammas = GAMMAS if worker % 2 == 0 else GAMMAS[::-1]
+    keys: list[str] = []
+    for gamma in gammas:
+        scores = [task.key for task in TASKS.values() if task.family and task.gamma == gamma]
+        keys.append(features_key(gamma))
+        keys.extend(sorted(scores, key=lambda key: blake3(f"{worker} {key}".encode()).digest()))
+    return keys
+
+
+def short(key: str) -> str:
+    """The key as people see it."""
+    return key.removeprefix(PREFIX)

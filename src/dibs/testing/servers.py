@@ -292,9 +292,7 @@ def _moto(port: int, atomic: bool) -> None:
         with one_at_a_time:
             return [b"".join(app(environ, start_response))]
 
-    make_server(
-        "127.0.0.1", port, serialised if atomic else app, threaded=True, request_handler=Quiet
-    ).serve_forever()
+    make_server("127.0.0.1", port, serialised if atomic else app, threaded=True, request_handler=Quiet).serve_forever()
 
 
 # --- MiniStack's Python ---------------------------------------------------------------------------------

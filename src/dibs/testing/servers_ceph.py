@@ -111,9 +111,7 @@ class _Node:
         for name in ("mon", "osd", "run", "log"):
             (directory / name).mkdir()
         text = CONFIGURATION.format(fsid=self.fsid, port=self.monitor_port, dir=directory)
-        text += "".join(
-            GATEWAY_CONFIGURATION.format(name=name, port=port) for name, port in self.gateways.items()
-        )
+        text += "".join(GATEWAY_CONFIGURATION.format(name=name, port=port) for name, port in self.gateways.items())
         self.configuration.write_text(text)
 
     def daemon(self, program: str, *arguments: str) -> list[str]:

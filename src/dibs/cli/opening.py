@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from dibs.cache import Cache
 from dibs.card import read_card
 from dibs.cells import Cells
-from dibs.doctor import directory_of
+from dibs.doctor.scratch import directory_of
 from dibs.errors import SettingsError, StoreUnavailable
 from dibs.events import Events
 from dibs.runtime import Runtime

@@ -174,6 +174,12 @@ class S3Store:
         with self._clients.talking(doing):
             self._clients.ask(self._clients.bulk().delete_object, doing, {404})
 
+    def erase(self, name: str) -> None:
+        """Remove a record, for `doctor` to clean up with: the protocol never does, lest numbers start anew."""
+        doing = self._doing("removal", "DeleteObject", RECORDS, name, writes=True)
+        with self._clients.talking(doing):
+            self._clients.ask(self._clients.bulk().delete_object, doing, {404})
+
     # --- requests ---------------------------------------------------------------------------------------
 
     def _doing(self, what: str, operation: str, below: str, name: str, writes: bool = False) -> Doing:

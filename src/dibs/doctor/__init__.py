@@ -9,27 +9,21 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import BinaryIO, Final, Literal, NamedTuple, TypeVar
+from typing import Final, Literal, NamedTuple
 
 from dibs.card import read_card
-from dibs.errors import Conflict, DibsError, StoreUnavailable, StoreUnsuitable
+from dibs.doctor.races import race
+from dibs.doctor.scratch import Scratch, Scratched, scratch_below
+from dibs.errors import DibsError, StoreUnavailable, StoreUnsuitable
 from dibs.probe import probe
 from dibs.runtime import Runtime
-from dibs.store import Backend, Listed, Record, Unchanged, Version
 from dibs.stores import open_store
 
-T = TypeVar("T")
-
-RACERS: Final = 6
-RACE_ROUNDS: Final = 3
-"""With the probe and the removals, all that finds a liar is fewer than 60 requests."""
 SAMPLES: Final = {True: 20, False: 200}
 """For the latency: across a network, and on this machine."""
 TTL_MIN_S: Final = 10.0
 SWAPS_PER_TTL: Final = 100
 _TTLS_S: Final = (10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 900, 1800, 3600)
-_PATIENCE_S: Final = 60.0
 
 
 class Check(NamedTuple):
@@ -64,15 +58,6 @@ class Report(NamedTuple):
         return 1 if any(check.verdict == "failed" for check in self.checks) else 0
 
 
-def directory_of(url: str) -> str | None:
-    """The directory that `url` names, or None when it names a store of another kind."""
-    from urllib.parse import unquote
-
-    if url.startswith("file://"):
-        return unquote(url.removeprefix("file://").removeprefix("localhost"))
-    return None if "://" in url or url.startswith("memory:") else os.path.expanduser(url)
-
-
 def examine(url: str, runtime: Runtime, listener: Callable[[Check], None] | None = None) -> Report:
     """Examine the store at `url`; `listener` hears of each check as it is done.
 
@@ -89,7 +74,7 @@ def examine(url: str, runtime: Runtime, listener: Callable[[Check], None] | None
     examination = _Examination(url, runtime, tell)
     refused = ""
     try:
-        with _scratch(url, runtime) as scratch:
+        with scratch_below(url, runtime) as scratch:
             examination.run(scratch)
     except (StoreUnsuitable, StoreUnavailable) as error:
         refused = str(error)
@@ -119,11 +104,11 @@ class _Examination:
         store = scratch.open()
         try:
             self._server = store.server
-            self._look_at_card(scratch)
             scratch.dialect = probe(store, self._runtime)
             self._tell(Check("conditional writes are honoured, one after the other", "passed"))
-            _race(store, self._runtime)
+            race(store, self._runtime)
             self._tell(Check("of racing writes one wins", "passed"))
+            self._look_at_card(scratch)
             self._look_at_place(store, scratch)
             self._measure(store)
             distance = getattr(store.inner, "server_date_distance_s", None)
@@ -194,8 +179,8 @@ def suggested_ttl(swap_p95_s: float) -> tuple[float, str]:
     needed_s = max(TTL_MIN_S, SWAPS_PER_TTL * swap_p95_s)
     ttl_s = float(next((ttl for ttl in _TTLS_S if ttl >= needed_s), _TTLS_S[-1]))
     return ttl_s, (
-        f"at least {TTL_MIN_S:g} s and {SWAPS_PER_TTL} swaps of {swap_p95_s * 1000:.3g} ms; a dead worker of another "
-        "host is noticed after 1.1 of it, a slower store or a longer pause costs a hold"
+        f"room for {SWAPS_PER_TTL} swaps of {swap_p95_s * 1000:.3g} ms, and no less than {TTL_MIN_S:g} s; a worker "
+        "that dies on another host is noticed after 1.1 times that"
     )
 
 
@@ -224,198 +209,6 @@ def local_checks(root: str, directory: str) -> Iterator[Check]:
         yield Check("waiters are woken by inotify", "passed")
 
 
-# --- races ----------------------------------------------------------------------------------------------
-
-
-def _race(store: Scratched, runtime: Runtime) -> None:
-    """Raise StoreUnsuitable when several of racing writes win."""
-    # Connections first: a race that is decided by who connects faster proves nothing.
-    _together(runtime, [lambda: store.read("doctor/race") for _ in range(RACERS)])
-    for _ in range(RACE_ROUNDS):
-        name = f"doctor/race-{runtime.token()}"
-        version = _winner(store, runtime, name, None, "creates")
-        _winner(store, runtime, name, version, "swaps from one version")
-
-
-def _winner(store: Scratched, runtime: Runtime, name: str, old: Version | None, what: str) -> Version:
-    def swap(body: bytes) -> Version | None:
-        try:
-            return store.swap(name, old, body)
-        except (Conflict, StoreUnavailable):  # refused, or unknown, as Ceph answers to losers
-            return None
-
-    bodies = [f"{runtime.token()} {old}".encode() for _ in range(RACERS)]
-    outcomes = _together(runtime, [lambda body=body: swap(body) for body in bodies])  # type: ignore[misc]
-    won = [version for version in outcomes if version is not None]
-    if len(won) > 1:
-        raise StoreUnsuitable(
-            f"{store.url} (server {store.server or 'local'}) can't coordinate workers: it is not atomic, {len(won)} of "
-            f"{RACERS} racing {what} succeeded. Use a server with atomic conditional writes (AWS S3, Cloudflare R2, "
-            "Ceph, MinIO), or a local directory"
-        )
-    if won:
-        return won[0]
-    record = store.read(name)
-    if not isinstance(record, Record):
-        raise StoreUnavailable(f"{store.url}: none of {RACERS} racing {what} got through")
-    return record.version
-
-
-def _together(runtime: Runtime, tasks: list[Callable[[], T]]) -> list[T]:
-    """Run the tasks in threads, started at one moment; return what they returned, or raise what one raised."""
-    go = runtime.event()
-    results: list[T] = []
-    errors: list[BaseException] = []
-    done = []
-
-    for task in tasks:
-        finished = runtime.event()
-        done.append(finished)
-
-        def run(task: Callable[[], T] = task, finished: object = finished) -> None:
-            go.wait(_PATIENCE_S)
-            try:
-                results.append(task())
-            except BaseException as error:
-                errors.append(error)
-            finally:
-                finished.set()  # type: ignore[attr-defined]
-
-        runtime.start(run, "dibs-doctor-race")
-    go.set()
-    for finished in done:
-        if not finished.wait(_PATIENCE_S):
-            raise StoreUnavailable(f"a request got no answer in {_PATIENCE_S:g} s")
-    if errors:
-        raise errors[0]
-    return results
-
-
 def _latency(seconds: list[float]) -> Latency:
     ordered = sorted(seconds)
     return Latency(ordered[len(ordered) // 2], ordered[min(len(ordered) * 95 // 100, len(ordered) - 1)])
-
-
-# --- the scratch place ----------------------------------------------------------------------------------
-
-
-class Scratch:
-    """A place below a store where nobody else looks."""
-
-    def __init__(
-        self, opener: Callable[[], Backend], prefix: str, root: str = "", directory: str | None = None
-    ) -> None:
-        self._opener = opener
-        self.prefix = prefix
-        self.root, self.directory = root, directory
-        self.dialect = ""
-        self.written: dict[str, None] = {}
-
-    def open(self) -> Scratched:
-        """Another client of the place."""
-        inner = self._opener()
-        inner.dialect = self.dialect or inner.dialect
-        return Scratched(inner, self.prefix, self.written)
-
-    def clean(self, scan: bool) -> None:
-        """Remove what was written, as far as the store can."""
-        store = self._opener()
-        names = self.written
-        if scan:
-            names |= {listed.name: None for listed in store.scan(self.prefix)}
-        for name in names:
-            store.remove(name)
-        store.close()
-
-
-class Scratched:
-    """A store, seen below a prefix; it remembers what was written."""
-
-    def __init__(self, inner: Backend, prefix: str, written: dict[str, None]) -> None:
-        self.inner = inner
-        self._prefix, self._written = prefix, written
-        self.url, self.remote, self.server, self.dialects = inner.url, inner.remote, inner.server, inner.dialects
-
-    @property
-    def dialect(self) -> str:
-        return self.inner.dialect
-
-    @dialect.setter
-    def dialect(self, dialect: str) -> None:
-        self.inner.dialect = dialect
-
-    @property
-    def request_timeout_s(self) -> float:
-        return self.inner.request_timeout_s
-
-    def limit_requests(self, seconds: float) -> None:
-        self.inner.limit_requests(seconds)
-
-    def read(self, name: str, unless: Version | None = None) -> Record | None | Literal[Unchanged.UNCHANGED]:
-        return self.inner.read(self._prefix + name, unless)
-
-    def swap(self, name: str, old: Version | None, new: bytes) -> Version:
-        if old is None:
-            self._written[self._prefix + name] = None
-        return self.inner.swap(self._prefix + name, old, new)
-
-    def scan(self, prefix: str) -> Iterator[Listed]:
-        for listed in self.inner.scan(self._prefix + prefix):
-            yield listed._replace(name=listed.name.removeprefix(self._prefix))
-
-    def files_of(self, name: str) -> tuple[str, ...]:
-        return self.inner.files_of(self._prefix + name)
-
-    def close(self) -> None:
-        self.inner.close()
-
-    def upload(self, name: str, source: BinaryIO) -> None:
-        self._written[self._prefix + name] = None
-        self.inner.upload(self._prefix + name, source)
-
-    def download(self, name: str) -> AbstractContextManager[BinaryIO]:
-        return self.inner.download(self._prefix + name)
-
-    def remove(self, name: str) -> None:
-        self.inner.remove(self._prefix + name)
-        self._written.pop(self._prefix + name, None)
-
-
-@contextmanager
-def _scratch(url: str, runtime: Runtime) -> Iterator[Scratch]:
-    directory = directory_of(url)
-    token = f"doctor-{runtime.token()}"
-    if directory is not None:
-        yield from _scratch_directory(directory, token, runtime)
-        return
-    store = open_store(url, runtime)
-    # A store in memory is all its own clients.
-    opener = (lambda: open_store(url, runtime)) if store.remote else (lambda: store)
-    scratch = Scratch(opener, f"{token}/")
-    honest = False
-    try:
-        yield scratch
-        honest = True
-    finally:
-        with suppress(DibsError):
-            scratch.clean(scan=honest)
-
-
-def _scratch_directory(root: str, token: str, runtime: Runtime) -> Iterator[Scratch]:
-    """A store of its own below the store's directory, which leaves no trace, not even of the directory itself."""
-    import shutil
-
-    root = os.path.realpath(root)
-    missing = []
-    parent = root
-    while not os.path.exists(parent):
-        missing.append(parent)
-        parent = os.path.dirname(parent)
-    directory = os.path.join(root, token)
-    try:
-        yield Scratch(lambda: open_store(directory, runtime), "", root, directory)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        for made in missing:
-            with suppress(OSError):
-                os.rmdir(made)

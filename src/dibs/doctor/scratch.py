@@ -1,0 +1,149 @@
+"""A scratch place below a store, where nobody else looks, and of which nothing is left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import BinaryIO, Literal
+
+from dibs.errors import DibsError, SettingsError
+from dibs.runtime import Runtime
+from dibs.store import Backend, Listed, Record, Unchanged, Version
+from dibs.stores import open_store
+
+
+def directory_of(url: str) -> str | None:
+    """The directory that `url` names, or None when it names a store of another kind."""
+    from urllib.parse import unquote
+
+    if url.startswith("file://"):
+        return unquote(url.removeprefix("file://").removeprefix("localhost"))
+    return None if "://" in url or url.startswith("memory:") else os.path.expanduser(url)
+
+
+class Scratch:
+    """A place below a store where nobody else looks."""
+
+    def __init__(
+        self, opener: Callable[[], Backend], prefix: str, root: str = "", directory: str | None = None
+    ) -> None:
+        self._opener = opener
+        self.prefix = prefix
+        self.root, self.directory = root, directory
+        self.dialect = ""
+        self.written: dict[str, None] = {}
+        self.blobs: dict[str, None] = {}
+
+    def open(self) -> Scratched:
+        """Another client of the place."""
+        inner = self._opener()
+        inner.dialect = self.dialect or inner.dialect
+        return Scratched(inner, self)
+
+    def clean(self, scan: bool) -> None:
+        """Remove what was written, as far as the store can."""
+        store = self._opener()
+        names = self.written
+        if scan:
+            names |= {listed.name: None for listed in store.scan(self.prefix)}
+        # The protocol never removes a record, so a store that can is asked by a name of its own.
+        erase = getattr(store, "erase", None)
+        for name, remove in [*((name, erase) for name in names), *((name, store.remove) for name in self.blobs)]:
+            with suppress(SettingsError):  # a name that was refused
+                if remove is not None:
+                    remove(name)
+        store.close()
+
+
+class Scratched:
+    """A store, seen below a prefix; it remembers what was written."""
+
+    def __init__(self, inner: Backend, scratch: Scratch) -> None:
+        self.inner = inner
+        self._prefix, self._written, self._blobs = scratch.prefix, scratch.written, scratch.blobs
+        self.url, self.remote, self.server, self.dialects = inner.url, inner.remote, inner.server, inner.dialects
+
+    @property
+    def dialect(self) -> str:
+        return self.inner.dialect
+
+    @dialect.setter
+    def dialect(self, dialect: str) -> None:
+        self.inner.dialect = dialect
+
+    @property
+    def request_timeout_s(self) -> float:
+        return self.inner.request_timeout_s
+
+    def limit_requests(self, seconds: float) -> None:
+        self.inner.limit_requests(seconds)
+
+    def read(self, name: str, unless: Version | None = None) -> Record | None | Literal[Unchanged.UNCHANGED]:
+        return self.inner.read(self._prefix + name, unless)
+
+    def swap(self, name: str, old: Version | None, new: bytes) -> Version:
+        if old is None:
+            self._written[self._prefix + name] = None
+        return self.inner.swap(self._prefix + name, old, new)
+
+    def scan(self, prefix: str) -> Iterator[Listed]:
+        for listed in self.inner.scan(self._prefix + prefix):
+            yield listed._replace(name=listed.name.removeprefix(self._prefix))
+
+    def files_of(self, name: str) -> tuple[str, ...]:
+        return self.inner.files_of(self._prefix + name)
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def upload(self, name: str, source: BinaryIO) -> None:
+        self._blobs[self._prefix + name] = None
+        self.inner.upload(self._prefix + name, source)
+
+    def download(self, name: str) -> AbstractContextManager[BinaryIO]:
+        return self.inner.download(self._prefix + name)
+
+    def remove(self, name: str) -> None:
+        self.inner.remove(self._prefix + name)
+        self._blobs.pop(self._prefix + name, None)
+
+
+@contextmanager
+def scratch_below(url: str, runtime: Runtime) -> Iterator[Scratch]:
+    directory = directory_of(url)
+    token = f"doctor-{runtime.token()}"
+    if directory is not None:
+        yield from _scratch_directory(directory, token, runtime)
+        return
+    store = open_store(url, runtime)
+    # A store in memory is all its own clients.
+    opener = (lambda: open_store(url, runtime)) if store.remote else (lambda: store)
+    scratch = Scratch(opener, f"{token}/")
+    honest = False
+    try:
+        yield scratch
+        honest = True
+    finally:
+        with suppress(DibsError):
+            scratch.clean(scan=honest)
+
+
+def _scratch_directory(root: str, token: str, runtime: Runtime) -> Iterator[Scratch]:
+    """A store of its own below the store's directory, which leaves no trace, not even of the directory itself."""
+    import shutil
+
+    root = os.path.realpath(root)
+    missing = []
+    parent = root
+    while not os.path.exists(parent):
+        missing.append(parent)
+        parent = os.path.dirname(parent)
+    directory = os.path.join(root, token)
+    try:
+        yield Scratch(lambda: open_store(directory, runtime), "", root, directory)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        for made in missing:
+            with suppress(OSError):
+                os.rmdir(made)

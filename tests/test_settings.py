@@ -77,9 +77,7 @@ def test_the_url_comes_from_the_same_places(elsewhere: Path) -> None:
         ({"DIBS_ON_UNAVAILABLE": "compute"}, "on_unavailable", "compute"),
     ],
 )
-def test_variables_are_read_as_the_type_of_their_setting(
-    variables: dict[str, str], field: str, expected: Any
-) -> None:
+def test_variables_are_read_as_the_type_of_their_setting(variables: dict[str, str], field: str, expected: Any) -> None:
     assert getattr(gather({}, variables)[1], field) == expected
 
 

@@ -192,9 +192,14 @@ def test_a_forked_child_keeps_no_beacon_alive(mine: SystemRuntime, start: Start)
 
     child, holder = start(fork_again)
     grandchild = int(os.read(reader, 20))
-    kill(child)
-    assert mine.evidence(by_beacon_only(holder)) == Evidence("beacon free", local=True)
-    os.kill(grandchild, signal.SIGKILL)
+    watch = mine.watch()
+    watch.arm((), [holder.beacon])
+    try:
+        kill(child)
+        assert watch.wait(10)  # the grandchild closes its copy as soon as it runs at all
+        assert mine.evidence(by_beacon_only(holder)) == Evidence("beacon free", local=True)
+    finally:
+        os.kill(grandchild, signal.SIGKILL)
 
 
 def test_a_forked_child_lets_no_beacon_go(mine: SystemRuntime, start: Start) -> None:

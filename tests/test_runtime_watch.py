@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import threading
@@ -134,7 +135,7 @@ def test_the_death_of_a_holder_wakes(mine: SystemRuntime, store: LocalStore, wat
     watch.arm(store.files_of(NAME), [beacon])
     assert not watch.wait(0.03), "it lives"
     assert wakes(watch, lambda: os.kill(child, signal.SIGKILL))
-    assert not os.path.exists(beacon) or _is_free(beacon), "by then the lock is free, so nobody looks in vain"
+    assert _is_free(beacon), "by then the lock is free, so nobody looks in vain"
     os.waitpid(child, 0)
 
 
@@ -142,6 +143,24 @@ def _is_free(path: str) -> bool:
     from dibs.runtime import beacon
 
     return beacon.state(path) == "free"
+
+
+def test_a_watch_waits_for_the_lock_that_is_let_go_just_after_the_event(watch: Watch, tmp_path: Path) -> None:
+    beacon = tmp_path / "0123456789abcdef.beacon"
+    fd = os.open(beacon, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    watch.arm((), [str(beacon)])
+
+    def die_slowly() -> None:
+        os.close(os.open(beacon, os.O_RDWR))  # as the kernel: the event first,
+        time.sleep(0.005)
+        os.close(fd)  # then the lock
+
+    dying = threading.Thread(target=die_slowly)
+    dying.start()
+    assert watch.wait(LONG_S)
+    assert _is_free(str(beacon)), "whoever is woken must see the death"
+    dying.join()
 
 
 def test_a_holder_that_died_before_we_watched_wakes(mine: SystemRuntime, store: LocalStore, watch: Watch) -> None:

@@ -116,6 +116,7 @@ def damage_everything(make: Callable[[int], tuple[str, Things]], flips: int, see
 
 
 def _the_one(role: str, names: list[str]) -> str:
+    names = [name for name in names if "probe/" not in name]
     unknown = [name for name in names if not any(re.search(pattern, _plain(name)) for pattern in ROLES)]
     assert not unknown, f"things that no role covers: {unknown}"
     matching = [name for name in names if re.search(role, _plain(name)) and not (role == "card$" and "copy" in name)]

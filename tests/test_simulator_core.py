@@ -168,6 +168,18 @@ def holders_never_beat(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(hold.LiveHold, "keep", lambda self: 1e6)
 
 
+def never_lets_a_value_expire(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(values.Values, "fresh", lambda self, seen: cell.current(seen.cell))
+
+
+def compares_clocks_of_two_machines(patch: pytest.MonkeyPatch) -> None:
+    def age_s(self: Any, seen: Seen) -> float:
+        assert seen.cell.value is not None
+        return max(float(self._runtime.wall() - seen.cell.value.at), 0.0)
+
+    patch.setattr(values.Values, "age_s", age_s)
+
+
 PLANTED: list[tuple[Plant, str]] = [
     (takes_over_too_early, "nobody_is_taken_over_while_it_lives"),
     (trusts_its_hold_too_long, "holds_never_overlap"),
@@ -180,6 +192,8 @@ PLANTED: list[tuple[Plant, str]] = [
     (takes_unknown_for_refused, "no_write_happens_twice"),
     (takes_unknown_for_done, "each_hold_computes_once"),
     (names_a_blob_before_it_is_there, "one_commit_per_epoch"),
+    (never_lets_a_value_expire, "readers_see_what_was_published"),
+    (compares_clocks_of_two_machines, "no_value_is_replaced_unasked"),
     (holders_never_beat, "each_hold_computes_once"),
 ]
 
@@ -204,7 +218,7 @@ def test_simulate_counts_failures_and_says_how_to_replay_them(monkeypatch: pytes
     releases_to_generation_0(monkeypatch)
     out = io.StringIO()
     assert simulate([3], out=out, workload="relay") == 1
-    assert "replay: dibs simulate --seed 3 --history" in out.getvalue()
+    assert "replay: dibs simulate --seed 3 --workload relay --history" in out.getvalue()
 
 
 def test_a_world_without_greenlet_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

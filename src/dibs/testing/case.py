@@ -13,6 +13,14 @@ SILENT_FAULTS: Final = ("lost", "answer lost", "ghost", "refused", "slow")
 """After these the one who asked does not know what happened."""
 
 
+AGE_ERROR_S: Final = 2.5
+
+
+def current(said: Entry) -> bool:
+    """Whether a record has a value of its own epoch."""
+    return "value_epoch" in said and bool(said["value_epoch"] == said["epoch"])
+
+
 class Told(Protocol):
     """What a verdict reads of a history."""
 
@@ -94,6 +102,22 @@ class Case:
         changes = self.changes(key)
         first = bisect_right(changes, begin, key=lambda change: change.t)
         return [change for change in changes[max(first - 1, 0) :] if change.t <= end]
+
+    def age_s(self, key: str, claim: str, t: float) -> float:
+        """How long ago the value of this claim was published, at time `t`."""
+        return t - next((c.t for c in self.changes(key) if c.committed and c.now["value_claim"] == claim), t)
+
+    def had(self, key: str, t: float) -> Entry | None:
+        """What the record of `key` said at time `t`, if it had a value of its epoch that had not expired."""
+        said = self.state(key, t)
+        return said if current(said) and not self.may_be_expired(said, t) else None
+
+    def may_be_expired(self, said: Entry, t: float) -> bool:
+        """Whether a value may count as expired; a store's stamps are in whole seconds."""
+        expires_s = said.get("expires_s")
+        if expires_s is None:
+            return False
+        return bool(self.age_s(said["key"], said["value_claim"], t) >= expires_s - AGE_ERROR_S)
 
     def dead(self, who: str, t: float) -> bool:
         return who in self.gone and self.gone[who][0] <= t

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from dibs.testing.case import Case, Change, Entry, Told
+from dibs.testing.case import AGE_ERROR_S, Case, Change, Entry, Told, current
 
 FAILURES_MAX: Final = 3
 DEATHS_MAX: Final = 10
@@ -234,14 +234,20 @@ def nothing_is_computed_that_is_there(case: Case) -> Iterator[str]:
         ask = asked.get((e["who"], e["call"]))
         if ask is None or ask["method"] not in ("get_or_compute", "once"):
             continue
-        then, now = case.state(e["key"], ask["t"] - 1e-6), case.state(e["key"], e["t"])
-        if _current(then) and then["epoch"] == now["epoch"]:
+        then, now = case.had(e["key"], ask["t"] - 1e-6), case.state(e["key"], e["t"])
+        if then is not None and then["epoch"] == now["epoch"]:
             here = f"t={e['t']} {e['who']} computes {e['key']}"
             yield f"{here}, whose value was there when it asked at t={ask['t']}"
 
 
-def _current(state: Entry) -> bool:
-    return "value_epoch" in state and state["value_epoch"] == state["epoch"]
+def no_value_is_replaced_unasked(case: Case) -> Iterator[str]:
+    """A new epoch begins by a claim only if somebody wants a recomputation, or the value has expired."""
+    wanted = {(e["who"], e["key"]) for e in case.of["asked"] if e["method"] == "recompute"}
+    for changes in case.cells.values():
+        for c in changes:
+            unasked = c.claimed and current(c.before) and (c.who, c.now["key"]) not in wanted
+            if unasked and not case.may_be_expired(c.before, c.t):
+                yield f"t={c.t} {c.who} began {c.name} anew, which had a value"
 
 
 # --- reading --------------------------------------------------------------------------------------------
@@ -256,6 +262,8 @@ class Origin(NamedTuple):
     """Of the key when its computation began, or the one it was committed to."""
     committed: float | None
     """When it could first be seen."""
+    said: Entry | None = None
+    """The record that published it last."""
 
 
 def readers_see_what_was_published(case: Case) -> Iterator[str]:
@@ -270,8 +278,8 @@ def readers_see_what_was_published(case: Case) -> Iterator[str]:
         if ask.get("stale_ok") and any(c.now.get("mark") == mark for c in case.during(key, began, t)):
             continue  # the value that a recomputation was about to replace
         if mark is None:
-            then, now = case.state(key, began - 1e-6), case.state(key, t)
-            if e["method"] == "get" and _current(then) and then["epoch"] == now["epoch"]:
+            then, now = case.had(key, began - 1e-6), case.had(key, t)
+            if e["method"] == "get" and then is not None and now is not None and then["epoch"] == now["epoch"]:
                 yield f"{here} found nothing, though the value was there since before t={began}"
             elif e["method"] in ("get_or_compute", "once", "recompute"):
                 yield f"{here} returned None"
@@ -284,6 +292,11 @@ def readers_see_what_was_published(case: Case) -> Iterator[str]:
         if forgotten:
             over = f"over at t={forgotten[0].t}, before it asked at t={began}"
             yield f"{here} returned {mark} of epoch {origin.epoch}, {over}"
+        said = origin.said
+        if said is not None and "expires_s" in said:
+            age_s = case.age_s(key, said["value_claim"], began)
+            if age_s > said["expires_s"] + AGE_ERROR_S:
+                yield f"{here} returned {mark}, {age_s:.1f} s old, which was to expire after {said['expires_s']} s"
         if origin.committed is None or origin.committed > t:
             if origin.who != e["who"]:
                 yield f"{here} returned {mark}, which {origin.who} has not published"
@@ -302,7 +315,7 @@ def _origins(case: Case) -> dict[str, Origin]:
             if c.committed and c.now["mark"] in origins:
                 made = origins[c.now["mark"]]
                 first = c.t if made.committed is None else made.committed
-                origins[c.now["mark"]] = made._replace(epoch=c.now["value_epoch"], committed=first)
+                origins[c.now["mark"]] = made._replace(epoch=c.now["value_epoch"], committed=first, said=c.now)
     return origins
 
 
@@ -353,6 +366,7 @@ VERDICTS: Final[tuple[Verdict, ...]] = (
     the_dead_are_replaced_soon,
     each_hold_computes_once,
     nothing_is_computed_that_is_there,
+    no_value_is_replaced_unasked,
     readers_see_what_was_published,
     holds_never_overlap,
     no_increment_is_lost,

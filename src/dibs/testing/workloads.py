@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from dibs.errors import DibsError, SettingsError, StoreUnavailable, WaitTimeout
@@ -78,6 +79,9 @@ class Size(Protocol):
     def duration_s(self) -> float: ...
     @property
     def ttl_s(self) -> float: ...
+    @property
+    def ages(self) -> bool:
+        """The store tells the age of what it keeps."""
 
 
 class Workload(Protocol):
@@ -143,10 +147,11 @@ class KeyPlan(NamedTuple):
 class Opened:
     """A cache in use by one life of a worker, with everything it does recorded."""
 
-    def __init__(self, worker: Worker, cache: Any, plans: Sequence[KeyPlan]) -> None:
+    def __init__(self, worker: Worker, cache: Any, plans: Sequence[KeyPlan], expires_s: float | None = None) -> None:
         self.worker = worker
         self.cache = cache
         self.plans = plans
+        self.expires_s = expires_s
         cache.on_event(self._on_event)
 
     def _on_event(self, event: Any) -> None:
@@ -169,7 +174,7 @@ class Opened:
         return True
 
     def get_or_compute(self, i: int, **options: Any) -> bool:
-        key, ask = self.plans[i].key, self.cache.get_or_compute
+        key, ask = self.plans[i].key, partial(self.cache.get_or_compute, expires_s=self.expires_s)
         return self.call("get_or_compute", key, lambda call: ask(key, self.compute(i, call), **options), **options)
 
     def once(self, i: int) -> bool:
@@ -177,7 +182,7 @@ class Opened:
         key = self.plans[i].key
 
         def block(call: int) -> Any:
-            with self.cache.once(key) as slot:
+            with self.cache.once(key, expires_s=self.expires_s) as slot:
                 if not slot.done:
                     value = self.compute(i, call)()
                     if self.worker.chance.random() < 0.5:
@@ -311,13 +316,15 @@ class Recompute:
         self.plans = [plan._replace(asks=tuple(j for j in plan.asks if j < len(self.plans))) for plan in self.plans]
         self._thinking_s = chance.choice((2.0, 10.0))
         self._turns = 12
+        # Whole seconds are all that some stores can tell of an age.
+        self._expires_s = chance.choice((None, None, 15.0, 90.0)) if size.ages else None
 
     def work(self, worker: Worker) -> None:
         memory, chance = worker.memory, worker.chance
         if "todo" not in memory:
             memory["todo"] = [chance.randrange(len(self.plans)) for _ in range(self._turns)]
         with self._open(worker, self._size.ttl_s) as cache:
-            opened = Opened(worker, cache, self.plans)
+            opened = Opened(worker, cache, self.plans, self._expires_s)
             while memory["todo"]:
                 worker.runtime.sleep(chance.random() * self._thinking_s)
                 i = memory["todo"][-1]
@@ -340,10 +347,11 @@ class Recompute:
         if method == "forget":
             return opened.call("forget", key, lambda call: cache.forget(key))
         if method == "recompute":
-            return opened.call("recompute", key, lambda call: cache.recompute(key, opened.compute(i, call)))
+            recompute = partial(cache.recompute, expires_s=self._expires_s)
+            return opened.call("recompute", key, lambda call: recompute(key, opened.compute(i, call)))
         mark, value = opened.value(i)
         opened.worker.record("putting", key=key, mark=mark)
-        return opened.call("put", key, lambda call: cache.put(key, value))
+        return opened.call("put", key, lambda call: cache.put(key, value, expires_s=self._expires_s))
 
     def afterwards(self, worker: Worker) -> None:
         with self._open(worker, self._size.ttl_s) as cache:

@@ -36,6 +36,8 @@ def described(data: bytes, bucket: Bucket, names: Mapping[str, str]) -> dict[str
         kept = value.inline if value.inline is not None else bucket.blobs.get(value.blob or "")
         mark = _MARK.search(kept) if kept is not None else None
         fields |= {"value_epoch": value.epoch, "value_claim": value.claim}
+        if value.expires_s is not None:
+            fields["expires_s"] = value.expires_s
         fields["mark"] = mark[1].decode() if mark else "missing" if kept is None else "unmarked"
     if cell.failures is not None:
         fields |= {"failures": cell.failures.failures, "deaths": cell.failures.deaths}

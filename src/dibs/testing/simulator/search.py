@@ -52,5 +52,7 @@ def _report(told: History, found: list[str], out: TextIO, fixed: dict[str, Any])
     out.writelines(f"  {line}\n" for line in found[:10])
     if len(found) > 10:
         out.write(f"  and {len(found) - 10} more\n")
-    also = f"  (with {', '.join(f'{name}={value!r}' for name, value in fixed.items())})" if fixed else ""
-    out.write(f"  replay: dibs simulate --seed {told.seed} --history{also}\n")
+    rest = {name: value for name, value in fixed.items() if name != "workload"}
+    workload = f" --workload {fixed['workload']}" if "workload" in fixed else ""
+    also = f"  (with {', '.join(f'{name}={value!r}' for name, value in rest.items())})" if rest else ""
+    out.write(f"  replay: dibs simulate --seed {told.seed}{workload} --history{also}\n")

@@ -83,8 +83,7 @@ class Scratched:
         return self.inner.read(self._prefix + name, unless)
 
     def swap(self, name: str, old: Version | None, new: bytes) -> Version:
-        if old is None:
-            self._written[self._prefix + name] = None
+        self._written[self._prefix + name] = None  # also with `old`: some servers create all the same
         return self.inner.swap(self._prefix + name, old, new)
 
     def scan(self, prefix: str) -> Iterator[Listed]:

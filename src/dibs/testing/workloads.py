@@ -140,7 +140,7 @@ class KeyPlan(NamedTuple):
     seconds: float
     size_bytes: int
     asks: tuple[int, ...]
-    """Keys that it needs itself; only later ones, so that no circle arises."""
+    """Keys that it needs itself: only later ones, unless circles are what is to be tried."""
     failing: float
 
 
@@ -229,11 +229,11 @@ class Opened:
         return mark, f"<<{mark}>>" + "x" * self.plans[i].size_bytes
 
 
-def _plans(chance: random.Random, size: Size, nested: float, failing: float) -> list[KeyPlan]:
+def _plans(chance: random.Random, size: Size, nested: float, failing: float, circles: bool = False) -> list[KeyPlan]:
     plans = []
     for i in range(size.keys):
         longest_s = chance.choice((0.1, 5.0, 20.0, size.ttl_s, 3 * size.ttl_s))
-        later = list(range(i + 1, size.keys))
+        later = list(range(0 if circles else i + 1, size.keys))
         asks = tuple(sorted(chance.sample(later, min(len(later), 1 + (chance.random() < 0.3)))))
         plans.append(
             KeyPlan(
@@ -256,7 +256,9 @@ class ComputeOnce:
     def __init__(self, chance: random.Random, size: Size, opener: Opener = open_cache) -> None:
         self._open = opener
         self._size = size
-        self.plans = _plans(chance, size, nested=0.25, failing=chance.choice((0.0, 0.0, 0.5)))
+        self._circles = chance.random() < 0.15
+        failing = chance.choice((0.0, 0.0, 0.5))
+        self.plans = _plans(chance, size, 0.7 if self._circles else 0.25, failing, self._circles)
         # From a stampede to workers that hardly meet.
         self._thinking_s = chance.choice((0.0, 0.5, 5.0, 0.4 * size.duration_s / size.keys))
         self._threads = chance.choice((1, 1, 2))
@@ -266,6 +268,8 @@ class ComputeOnce:
         if "todo" not in memory:
             memory["todo"] = [i for i in range(len(self.plans)) if worker.chance.random() < 0.8] or [0]
             worker.chance.shuffle(memory["todo"])
+        if self._circles:
+            worker.record("may meet circles")
         with self._open(worker, self._size.ttl_s) as cache:
             opened = Opened(worker, cache, self.plans)
             done = worker.runtime.event()

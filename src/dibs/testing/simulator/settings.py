@@ -13,7 +13,7 @@ Fault = Literal["lost", "answer lost", "ghost", "duplicate", "refused", "slow"]
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Of each request: the share that meets this fault.  `kill` and `pause` strike its process around it."""
+    """Of each request: the share that meets this fault; the last three strike its process around that time."""
 
     lost: float = 0.0
     answer_lost: float = 0.0
@@ -23,6 +23,7 @@ class Rates:
     slow: float = 0.0
     kill: float = 0.0
     pause: float = 0.0
+    terminate: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +91,14 @@ def drawn(seed: int, **fixed: Any) -> Settings:
 
     rates = Rates(
         lost=rate(0.05), answer_lost=rate(0.05), ghost=rate(0.03), duplicate=rate(0.05),
-        refused=rate(0.05), slow=rate(0.05), kill=rate(0.01), pause=rate(0.02),
+        refused=rate(0.05), slow=rate(0.05), kill=rate(0.01), pause=rate(0.02), terminate=rate(0.01),
     )  # fmt: skip
     strikes = Strikes(
         kills=number(4), terminations=number(2), pauses=number(8), suspends=number(4),
         reboots=number(1), partitions=number(4), outages=number(2), clock_steps=number(4), damages=number(3),
     )  # fmt: skip
     if not remote:  # system calls don't get lost on the way
-        rates = Rates(kill=rates.kill, pause=rates.pause)
+        rates = Rates(kill=rates.kill, pause=rates.pause, terminate=rates.terminate)
         strikes = replace(strikes, partitions=0.0, outages=0.0)
     settings = Settings(
         workload=chance.choices(WORKLOADS, (5, 3, 4))[0],

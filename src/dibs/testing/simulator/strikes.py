@@ -82,10 +82,13 @@ class Strikes:
     def around_request(self, process: Process, within_s: float) -> None:
         """Perhaps strike before the request arrives, between its effect and its answer, or soon after."""
         world, rates = self._world, self._world.settings.rates
-        if rates.kill and world.chance.random() < rates.kill:
-            world.scheduler.after(world.chance.random() * within_s * 1.5, partial(world.kill, process, "at request"))
-        if rates.pause and world.chance.random() < rates.pause:
-            world.scheduler.after(world.chance.random() * within_s * 1.5, partial(self.pause, process))
+        for rate, strike in (
+            (rates.kill, partial(world.kill, process, "at request")),
+            (rates.pause, partial(self.pause, process)),
+            (rates.terminate, partial(world.terminate, process, "at request")),
+        ):
+            if rate and world.chance.random() < rate:
+                world.scheduler.after(world.chance.random() * within_s * 1.5, partial(self._unless_healed, strike))
 
     # --- processes ---
 
@@ -113,7 +116,7 @@ class Strikes:
     def _terminate(self) -> None:
         process = self._some_process()
         if process is not None:
-            self._world.terminate(process)
+            self._world.terminate(process, "terminate")
 
     def _pause(self) -> None:
         process = self._some_process()

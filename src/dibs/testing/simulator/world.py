@@ -195,10 +195,10 @@ class World:
         else:
             seat.done = True
 
-    def terminate(self, process: Process) -> None:
+    def terminate(self, process: Process, why: str) -> None:
         """Ask a process to end: SystemExit strikes its main task wherever it waits."""
         if process.main is not None and not process.main.done and not process.gate.dead:
-            self.record(process.who, "asked to end", fault="terminate")
+            self.record(process.who, "asked to end", fault=why)
             self.scheduler.wake(process.main, process.main.parked, Thrown(SystemExit(143)))
 
     def _crashed(self, task: Task, error: BaseException) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from dibs.cache import Cache
 from dibs.cli.child import Child, NotStarted
 from dibs.cli.opening import made
 from dibs.cli.printing import Out, say
 from dibs.errors import DibsError, LockLost, SettingsError, WaitTimeout
+from dibs.events import Event
 from dibs.locks import Lock
 from dibs.runtime import Runtime
 
@@ -50,7 +51,8 @@ def run(options: argparse.Namespace, out: Out) -> int:
         from dibs.runtime.system import system
 
         with made(options) as cache:
-            return _under_lock(_acquired(cache, options), options.command_line, system(), cache.settings.ttl_s)
+            ttl_s = cache.settings.ttl_s if options.ttl is None else options.ttl
+            return _under_lock(_acquired(cache, options, ttl_s), options.command_line, system(), ttl_s)
     except SettingsError:
         raise
     except WaitTimeout as error:
@@ -61,16 +63,21 @@ def run(options: argparse.Namespace, out: Out) -> int:
         return FAILED
 
 
-def _acquired(cache: Cache, options: argparse.Namespace) -> Lock:
-    terms: dict[str, Any] = {} if options.ttl is None else {"ttl_s": options.ttl}
-    lock = cache.try_lock(options.name, **terms)
-    if lock is not None:
-        return lock
-    if options.wait is not None:
-        terms["wait_s"] = options.wait
-    elif cache.settings.wait_s is None:
-        say(f"waiting for the lock {options.name!r}")
-    return cache.lock(options.name, **terms).acquire()
+def _acquired(cache: Cache, options: argparse.Namespace, ttl_s: float) -> Lock:
+    wait_s = cache.settings.wait_s if options.wait is None else options.wait
+    try:
+        return cache.lock(options.name, ttl_s=ttl_s, wait_s=0.0).acquire()
+    except WaitTimeout as error:
+        if wait_s == 0:
+            raise
+        say(f"waiting: {error}")
+    cache.on_event(_report_wait)
+    return cache.lock(options.name, ttl_s=ttl_s, wait_s=wait_s).acquire()
+
+
+def _report_wait(event: Event) -> None:
+    if event.kind == "waiting":
+        say(f"still waiting for the lock {event.key!r}: held by {event.detail}")
 
 
 def _under_lock(lock: Lock, command: list[str], runtime: Runtime, ttl_s: float) -> int:

@@ -11,14 +11,17 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import Context
 from typing import Any, BinaryIO
 
 import pytest
 
 from dibs.cache import Cache
 from dibs.errors import Conflict, StoreUnavailable
+from dibs.locks import Lock
 from dibs.runtime import Evidence, Holder
 from dibs.settings import Settings
+from dibs.slot import Slot
 from dibs.store import Record, Unchanged, Version
 from dibs.stores.memory import MemoryStore
 
@@ -280,6 +283,34 @@ class FaultyStore:
 def cache_on(store: Any, runtime: Any = None, **settings: Any) -> Cache:
     settings.setdefault("allow_pickle", True)
     return Cache(store, runtime or HandRuntime(), Settings(**settings))
+
+
+class Elsewhere:
+    """A cache, a slot or a lock of another process: what it does knows nothing of the holds of this flow."""
+
+    def __init__(self, thing: Any) -> None:
+        self._thing = thing
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._thing, name)
+        if name.startswith("_") or not callable(found):
+            return found
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = Context().run(found, *args, **kwargs)
+            return Elsewhere(result) if isinstance(result, Slot | Lock) else result
+
+        return call
+
+    def __enter__(self) -> Elsewhere:
+        Context().run(self._thing.__enter__)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        Context().run(self._thing.__exit__, *error)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._thing
 
 
 class Counted:

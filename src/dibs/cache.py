@@ -360,7 +360,7 @@ def _check_key(key: object) -> None:
     if not isinstance(key, str):
         raise SettingsError(f"a key is a string in this version of dibs, not {type(key).__name__}: {key!r:.80}")
     if len(key) > 4096:
-        raise SettingsError(f"the key {key[:40]!r}… has {len(key)} characters, and 4,096 are the limit: digest it first")
+        raise SettingsError(f"the key {key[:40]!r}… has {len(key)} characters, and 4,096 are the limit: digest it")
 
 
 def _checked_expiry(expires_s: float | None) -> float | None:

@@ -8,9 +8,10 @@ so the floor is raised first.  A copy stands beside it, because a lost floor cou
 from __future__ import annotations
 
 import json
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
-from dibs.errors import Conflict, StoreUnsuitable
+from dibs.errors import Conflict, StoreUnavailable, StoreUnsuitable
 from dibs.record import FORMAT, Damaged, sealed, unsealed
 from dibs.runtime import Runtime
 from dibs.store import Record, Store, Unchanged, Version
@@ -21,6 +22,7 @@ DIGEST: Final = "blake3"
 FLOOR_STEP: Final = 2**40
 """More holds than one key can have between two healings."""
 _ATTEMPTS_MAX: Final = 50
+_SERVERS_MAX: Final = 16
 
 
 class Card(NamedTuple):
@@ -31,9 +33,12 @@ class Card(NamedTuple):
     """Servers that were found to honour conditions, each with the dialect that it wants."""
 
 
-def read_card(store: Store) -> Card | None:
-    """Return the store's card; None when it has none yet.  A damaged card is mended from its copy."""
-    return _read(store)[0]
+def read_card(store: Store, read_only: bool = False) -> Card | None:
+    """Return the store's card; None when it has none yet.
+
+    A damaged card is mended from its copy (when `read_only`, only read from it).
+    """
+    return _read(store, read_only)[0]
 
 
 def write_card(store: Store, runtime: Runtime, server: tuple[str, str] | None, read_only: bool) -> Card:
@@ -42,11 +47,12 @@ def write_card(store: Store, runtime: Runtime, server: tuple[str, str] | None, r
     def described(card: Card | None) -> Card:
         card = card or Card(runtime.token() + runtime.token())
         if server is not None and server not in card.servers:
-            card = card._replace(servers=(*(s for s in card.servers if s[0] != server[0]), server))
+            others = [other for other in card.servers if other[0] != server[0]]
+            card = card._replace(servers=(*others[-_SERVERS_MAX + 1 :], server))
         return card
 
     if read_only:
-        return described(read_card(store))
+        return described(read_card(store, read_only=True))
     return _update(store, runtime, described)
 
 
@@ -60,54 +66,69 @@ def raise_floor(store: Store, runtime: Runtime) -> int:
     return _update(store, runtime, raised).floor
 
 
-def _update(store: Store, runtime: Runtime, change: Any) -> Card:
+def _update(store: Store, runtime: Runtime, change: Callable[[Card | None], Card]) -> Card:
+    """Change the card, then bring the copy up to it; nobody is told before both are written."""
     for attempt in range(_ATTEMPTS_MAX):
-        card, version, copy_version = _read(store)
-        new: Card = change(card)
-        if new == card and copy_version is not None:
-            return new
-        data = _encode(new, runtime.token())
         try:
-            # The copy first: whatever the card says, the copy has said before.
-            store.swap(COPY_NAME, _version(store, COPY_NAME), data)
+            card, version = _read(store, read_only=False)
+            new = change(card)
+            data = _encode(new, runtime.token())
             if new != card:
                 store.swap(NAME, version, data)
+            break
+        except Conflict:
+            runtime.sleep(0.02 * runtime.jitter() * (attempt + 1))
+    else:
+        raise _restless(store)
+    for attempt in range(_ATTEMPTS_MAX):
+        try:
+            _follow(store, new, data)
             return new
         except Conflict:
             runtime.sleep(0.02 * runtime.jitter() * (attempt + 1))
-    raise StoreUnsuitable(f"the card of {store.url} kept changing while it was written; is something rewriting it?")
+    raise _restless(store)
 
 
-def _version(store: Store, name: str) -> Version | None:
-    record = store.read(name)
+def _restless(store: Store) -> StoreUnavailable:
+    return StoreUnavailable(f"the card of {store.url} kept changing while it was written; is something rewriting it?")
+
+
+def _follow(store: Store, card: Card, data: bytes) -> None:
+    """Make the copy say what `card` says, unless it is the same store's and further on already."""
+    record = store.read(COPY_NAME)
     assert not isinstance(record, Unchanged)
-    return None if record is None else record.version
+    if record is not None:
+        try:
+            copy = _decode(record, store)
+        except Damaged:
+            pass
+        else:
+            if copy == card or (copy.store_id == card.store_id and copy.floor > card.floor):
+                return
+    store.swap(COPY_NAME, None if record is None else record.version, data)
 
 
-def _read(store: Store) -> tuple[Card | None, Version | None, Version | None]:
+def _read(store: Store, read_only: bool) -> tuple[Card | None, Version | None]:
     record = store.read(NAME)
     assert not isinstance(record, Unchanged)
-    try:
-        if record is not None:
-            return _decode(record, store), record.version, record.version
-    except Damaged:
-        pass
+    if record is not None:
+        try:
+            return _decode(record, store), record.version
+        except Damaged:
+            pass
     copy = store.read(COPY_NAME)
     assert not isinstance(copy, Unchanged)
-    if copy is None:
-        if record is None:
-            return None, None, None
-    else:
+    if copy is None and record is None:
+        return None, None
+    if copy is not None:
         try:
             card = _decode(copy, store)
         except Damaged:
             pass
         else:
-            try:
-                version = store.swap(NAME, None if record is None else record.version, copy.data)
-            except Conflict:
-                return _read(store)  # somebody else mended it, and at most once per damage
-            return card, version, copy.version
+            if read_only:
+                return card, None
+            return card, store.swap(NAME, None if record is None else record.version, copy.data)
     raise StoreUnsuitable(
         f"the card of {store.url} is damaged, and so is its copy: what else was damaged can't be told. "
         "Use a new directory or prefix; to keep the values, restore either of the two from a backup"
@@ -120,8 +141,13 @@ def _encode(card: Card, attempt: str) -> bytes:
 
 
 def _decode(record: Record, store: Store) -> Card:
-    fields = json.loads(b"{" + unsealed(record.data))
-    if fields["digest"] != DIGEST:
-        raise StoreUnsuitable(f"{store.url} was written with digests by {fields['digest']}; this dibs uses {DIGEST}")
-    servers = tuple((address, dialect) for address, dialect in fields["servers"])
-    return Card(fields["store_id"], fields["floor"], fields["digest"], servers)
+    try:
+        fields = json.loads(b"{" + unsealed(record.data))
+        digest = fields["digest"]
+        servers = tuple((address, dialect) for address, dialect in fields["servers"])
+        card = Card(fields["store_id"], fields["floor"], digest, servers)
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged from error
+    if digest != DIGEST:
+        raise StoreUnsuitable(f"{store.url} was written with digests by {digest}; this dibs uses {DIGEST}")
+    return card

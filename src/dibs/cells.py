@@ -71,7 +71,7 @@ class Cells:
         self._left[name] = seen
 
     def recall(self, name: str) -> Seen | None:
-        """How this process left the record, if it did: a first swap from there saves a read when nobody came between."""
+        """How this process left the record, if it did: a swap from there saves a read when nobody came between."""
         return self._left.pop(name, None)
 
     def look(self, name: str, key: str) -> Seen:
@@ -144,7 +144,7 @@ class Cells:
         try:
             record = self.store.read(name)
         except StoreUnavailable:
-            raise Conflict(f"{name} was changed by somebody else, or by a request of ours that was sent twice") from None
+            raise Conflict(f"{name} was changed, by somebody else or by our own request sent twice") from None
         assert not isinstance(record, Unchanged)
         if record is not None and _attempt_of(record) == attempt:
             return Seen(cell, record.version, attempt)

@@ -22,7 +22,7 @@ def introduce(store: Backend, runtime: Runtime, read_only: bool = False) -> Card
 
     One read when it does.  Raises StoreUnsuitable when the server doesn't honour conditions.
     """
-    card = read_card(store)
+    card = _read_patiently(store, runtime, read_only)
     known = dict(card.servers) if card is not None else {}
     if card is not None and (not store.remote or store.server in known or read_only):
         store.dialect = known.get(store.server, store.dialect)
@@ -30,6 +30,15 @@ def introduce(store: Backend, runtime: Runtime, read_only: bool = False) -> Card
     if store.remote and not read_only:
         store.dialect = probe(store, runtime)
     return write_card(store, runtime, (store.server, store.dialect) if store.remote else None, read_only)
+
+
+def _read_patiently(store: Backend, runtime: Runtime, read_only: bool) -> Card | None:
+    """Read the card; when several workers mend a damaged one at once, all but one of them read again."""
+    for attempt in range(_ATTEMPTS_MAX):
+        with suppress(Conflict):
+            return read_card(store, read_only)
+        runtime.sleep(0.05 * runtime.jitter() * (attempt + 1))
+    raise StoreUnavailable(f"the card of {store.url} kept changing while it was mended")
 
 
 def probe(store: Backend, runtime: Runtime) -> str:
@@ -44,7 +53,7 @@ def probe(store: Backend, runtime: Runtime) -> str:
             runtime.sleep(0.2 + runtime.jitter())
         finally:
             with suppress(DibsError):
-                store.remove(name)
+                store.erase(name)
     raise AssertionError("unreachable")
 
 

@@ -100,6 +100,12 @@ class Store(Protocol):
     def scan(self, prefix: str) -> Iterator[Listed]:
         """List the records whose names begin with `prefix` (a whole number of path segments, ending in "/")."""
 
+    def erase(self, name: str) -> None:
+        """Remove a scratch record of the probe or the doctor.
+
+        Never a cell: the numbers that it has given out would start anew.
+        """
+
     def files_of(self, name: str) -> tuple[str, ...]:
         """The local files whose modification means that the record changed; empty where there are none."""
 

@@ -47,12 +47,9 @@ class Scratch:
         names = self.written
         if scan:
             names |= {listed.name: None for listed in store.scan(self.prefix)}
-        # The protocol never removes a record, so a store that can is asked by a name of its own.
-        erase = getattr(store, "erase", None)
-        for name, remove in [*((name, erase) for name in names), *((name, store.remove) for name in self.blobs)]:
+        for name, remove in [*((name, store.erase) for name in names), *((name, store.remove) for name in self.blobs)]:
             with suppress(SettingsError):  # a name that was refused
-                if remove is not None:
-                    remove(name)
+                remove(name)
         store.close()
 
 
@@ -102,6 +99,9 @@ class Scratched:
 
     def download(self, name: str) -> AbstractContextManager[BinaryIO]:
         return self.inner.download(self._prefix + name)
+
+    def erase(self, name: str) -> None:
+        self.inner.erase(self._prefix + name)
 
     def remove(self, name: str) -> None:
         self.inner.remove(self._prefix + name)

@@ -284,8 +284,13 @@ class LocalStore:
             raise local_disk.not_a_record(os.path.join(self.root, path))
         return file
 
+    def erase(self, name: str) -> None:
+        self._unlink(path_of("records", name))
+
     def remove(self, name: str) -> None:
-        path = path_of("blobs", name)
+        self._unlink(path_of("blobs", name))
+
+    def _unlink(self, path: str) -> None:
         root = self._folder.root or self._folder.open()
         try:
             os.unlink(path, dir_fd=root.fd)

@@ -59,6 +59,10 @@ class MemoryStore:
             if name.startswith(prefix):
                 yield Listed(name, len(kept.data), max(0.0, now - kept.written))
 
+    def erase(self, name: str) -> None:
+        with self._lock:
+            self._records.pop(checked_name(name), None)
+
     def files_of(self, name: str) -> tuple[str, ...]:
         checked_name(name)
         return ()

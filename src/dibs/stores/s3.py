@@ -175,7 +175,6 @@ class S3Store:
             self._clients.ask(self._clients.bulk().delete_object, doing, {404})
 
     def erase(self, name: str) -> None:
-        """Remove a record, for `doctor` to clean up with: the protocol never does, lest numbers start anew."""
         doing = self._doing("removal", "DeleteObject", RECORDS, name, writes=True)
         with self._clients.talking(doing):
             self._clients.ask(self._clients.bulk().delete_object, doing, {404})

@@ -184,7 +184,7 @@ class SimStore:
         gives_up_s = timeout_s
         if fate in ("lost", "answer lost", "ghost") and chance.random() < 0.3:
             gives_up_s = min(there_s + back_s, timeout_s)
-        if self.remote and (answer_after_s is None or fate == "lost"):
+        if answer_after_s is None or fate == "lost":
             scheduler.after(gives_up_s, partial(request.give_up, f"{what} {name}: no answer"))
         result, error = scheduler.park(f"the answer to {what} {name}")
         if error is not None:
@@ -237,6 +237,10 @@ class SimStore:
     def remove(self, name: str) -> None:
         checked_name(name)
         self._request("remove", name, True, lambda: self._bucket.blobs.pop(name, None))
+
+    def erase(self, name: str) -> None:
+        checked_name(name)
+        self._request("erase", name, True, lambda: self._bucket.records.pop(name, None))
 
     def close(self) -> None:
         """There is nothing to give up."""

@@ -226,6 +226,7 @@ def one_swap(worker: Worker) -> None:
         ("answer_lost", {"StoreUnavailable"}, "new"),
         ("ghost", {"StoreUnavailable"}, "new"),
         ("duplicate", {"v1"}, "new"),
+        ("second_answer", {"Conflict"}, "new"),
         ("refused", {"StoreUnavailable"}, None),
         ("slow", {"v1", "StoreUnavailable"}, "new"),
     ],
@@ -239,7 +240,7 @@ def test_a_fault_loses_the_request_or_its_answer(fault: str, answers: set[str], 
         assert told(history, "found") == [landed]
         assert max(told(history, "took")) <= settings.request_timeout_s + 0.1
         assert len(list(history.of("swap"))) == (1 if landed else 0)
-        assert len(list(history.of("conflict"))) == (1 if fault == "duplicate" else 0)
+        assert len(list(history.of("conflict"))) == (1 if fault in ("duplicate", "second_answer") else 0)
     assert seen == answers
 
 

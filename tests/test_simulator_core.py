@@ -18,7 +18,6 @@ pytest.importorskip("greenlet")
 from dibs import cell, cells, contend, hold, liveness, record, values
 from dibs.cell import Cell
 from dibs.cells import Cells, Seen
-from dibs.errors import Conflict
 from dibs.testing.simulator import History, Rates, Settings, Strikes, World, drawn, simulate
 from dibs.testing.simulator.settings import WORKLOADS
 from dibs.testing.verdicts import VERDICTS, violations
@@ -115,27 +114,20 @@ def ignores_proof_of_death(patch: pytest.MonkeyPatch) -> None:
 
 
 def commits_into_a_later_epoch(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(cell, "may_commit", lambda there, epoch: cell.current(there) is None)
+    patch.setattr(cell, "may_commit", lambda there, *_: cell.current(there) is None)
 
 
 def forgets_within_the_epoch(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(cell, "forget", lambda there: there._replace(hold=None, value=None, failures=None))
+    patch.setattr(cell, "forget", lambda there, *_: there._replace(hold=None, value=None, failures=None))
 
 
 def releases_to_generation_0(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(cell, "release", lambda there, claim: there._replace(hold=None, generation=0))
+    patch.setattr(cell, "release", lambda there, *_: there._replace(hold=None, generation=0))
 
 
 def repeats_attempts(patch: pytest.MonkeyPatch) -> None:
     encode = record.encode
     patch.setattr(cells, "encode", lambda there, attempt: encode(there, "0" * 16))
-
-
-def takes_unknown_for_refused(patch: pytest.MonkeyPatch) -> None:
-    def settle(self: Cells, *_: Any) -> Seen:
-        raise Conflict("no answer, so it can't have happened")
-
-    patch.setattr(Cells, "_settle", settle)
 
 
 def takes_unknown_for_done(patch: pytest.MonkeyPatch) -> None:
@@ -189,7 +181,6 @@ PLANTED: list[tuple[Plant, str]] = [
     (forgets_within_the_epoch, "one_commit_per_epoch"),
     (releases_to_generation_0, "numbers_never_go_back"),
     (repeats_attempts, "numbers_never_go_back"),
-    (takes_unknown_for_refused, "no_write_happens_twice"),
     (takes_unknown_for_done, "each_hold_computes_once"),
     (names_a_blob_before_it_is_there, "one_commit_per_epoch"),
     (never_lets_a_value_expire, "readers_see_what_was_published"),

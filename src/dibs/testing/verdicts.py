@@ -198,7 +198,8 @@ def the_dead_are_replaced_soon(case: Case) -> Iterator[str]:
             free = max(case.gone[holder["who"]][0], c.before["t"])
             for e in (e for e in asks if waits(e, c.t)):
                 near = holder["beacon"] and holder["boot"] == places[e["who"]]["boot"]
-                most_s = AT_ONCE_S if near else 1.1 * c.before["ttl_s"] * CLOCK_RATE_MAX + POLL_S_MAX
+                at_once_s = POLL_S_MAX if facts["remote"] else AT_ONCE_S
+                most_s = at_once_s if near else 1.1 * c.before["ttl_s"] * CLOCK_RATE_MAX + POLL_S_MAX
                 waited_s = c.t - max(free, e["t"])
                 if waited_s > most_s:
                     yield f"t={c.t} {e['who']} waited {waited_s:.2f} s for {name} of {holder['who']}, which was dead"

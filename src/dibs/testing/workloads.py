@@ -268,8 +268,7 @@ class ComputeOnce:
         if "todo" not in memory:
             memory["todo"] = [i for i in range(len(self.plans)) if worker.chance.random() < 0.8] or [0]
             worker.chance.shuffle(memory["todo"])
-        if self._circles:
-            worker.record("may meet circles")
+        self._warn(worker)
         with self._open(worker, self._size.ttl_s) as cache:
             opened = Opened(worker, cache, self.plans)
             done = worker.runtime.event()
@@ -286,6 +285,10 @@ class ComputeOnce:
                 worker.runtime.start(thread, "asking")
             thread()
             done.wait()
+
+    def _warn(self, worker: Worker) -> None:
+        if self._circles:
+            worker.record("may meet circles")
 
     def _ask_all(self, opened: Opened, todo: list[int]) -> None:
         worker = opened.worker
@@ -304,6 +307,7 @@ class ComputeOnce:
                 todo.remove(i)
 
     def afterwards(self, worker: Worker) -> None:
+        self._warn(worker)
         with self._open(worker, self._size.ttl_s) as cache:
             opened = Opened(worker, cache, self.plans)
             for i in range(len(self.plans)):

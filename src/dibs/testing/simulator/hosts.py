@@ -41,6 +41,7 @@ class Process:
         self.gate = Gate()
         self.at_exit: list[Callable[[], None]] = []
         self.paused = False
+        self.asked_to_end = False
         self.main: Task | None = None
 
     def holder(self) -> Holder:

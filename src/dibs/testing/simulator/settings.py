@@ -8,8 +8,6 @@ from typing import Any, Final, Literal
 
 WORKLOADS: Final = ("compute_once", "relay", "recompute")
 
-Fault = Literal["lost", "answer lost", "ghost", "duplicate", "refused", "slow"]
-
 
 @dataclass(frozen=True, slots=True)
 class Rates:
@@ -19,6 +17,8 @@ class Rates:
     answer_lost: float = 0.0
     ghost: float = 0.0
     duplicate: float = 0.0
+    second_answer: float = 0.0
+    """As duplicate, and what comes back is the second answer.  Not drawn: opening a bucket can't stand it yet."""
     refused: float = 0.0
     slow: float = 0.0
     kill: float = 0.0

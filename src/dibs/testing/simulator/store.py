@@ -177,9 +177,13 @@ class SimStore:
                 ttls = chance.choice((0.2, 1.0, 3.0)) * chance.expovariate(1.0)
                 scheduler.after(timeout_s + ttls * self._observer.settings.ttl_s, partial(request.arrive, None))
         elif fate != "lost":
-            scheduler.after(there_s, partial(request.arrive, answer_after_s))
-            if fate == "duplicate" and writes:
-                scheduler.after(there_s + self._latency_s() * 3, partial(request.arrive, None))
+            # Whoever repeats a request on the way may hand on either answer; the second refuses our own success.
+            second = fate == "second answer" and writes
+            twice = second or (fate == "duplicate" and writes)
+            scheduler.after(there_s, partial(request.arrive, None if second else answer_after_s))
+            if twice:
+                again_s = min(there_s + self._latency_s() * 3, timeout_s - back_s)
+                scheduler.after(max(again_s, there_s), partial(request.arrive, back_s if second else None))
         # A reset connection says so at once; otherwise silence lasts until the time-out.
         gives_up_s = timeout_s
         if fate in ("lost", "answer lost", "ghost") and chance.random() < 0.3:

@@ -11,7 +11,7 @@ from dibs.testing.simulator.hosts import Host, Process
 if TYPE_CHECKING:
     from dibs.testing.simulator.world import World
 
-_FATES: Final = ("lost", "answer lost", "ghost", "duplicate", "refused", "slow")
+_FATES: Final = ("lost", "answer_lost", "ghost", "duplicate", "second_answer", "refused", "slow")
 
 
 class Strikes:
@@ -21,13 +21,12 @@ class Strikes:
         self._world = world
         self._outage = ""
         rates = world.settings.rates
-        shares = (rates.lost, rates.answer_lost, rates.ghost, rates.duplicate, rates.refused, rates.slow)
         self._fates: list[tuple[float, str]] = []
         upto = 0.0
-        for share, fate in zip(shares, _FATES, strict=True):
-            if share:
+        for fate in _FATES:
+            if share := getattr(rates, fate):
                 upto += share
-                self._fates.append((upto, fate))
+                self._fates.append((upto, fate.replace("_", " ")))
 
     def plan(self) -> None:
         """Draw all strikes of the world's duration beforehand."""

@@ -196,8 +196,9 @@ class World:
             seat.done = True
 
     def terminate(self, process: Process, why: str) -> None:
-        """Ask a process to end: SystemExit strikes its main task wherever it waits."""
-        if process.main is not None and not process.main.done and not process.gate.dead:
+        """Ask a process to end, once: SystemExit strikes its main task wherever it waits."""
+        asked, process.asked_to_end = process.asked_to_end, True
+        if process.main is not None and not (asked or process.main.done or process.gate.dead):
             self.record(process.who, "asked to end", fault=why)
             self.scheduler.wake(process.main, process.main.parked, Thrown(SystemExit(143)))
 

@@ -33,7 +33,7 @@ def described(data: bytes, bucket: Bucket, names: Mapping[str, str]) -> dict[str
         fields["ttl_s"] = hold.ttl_s
     if cell.value is not None:
         value = cell.value
-        kept = value.inline if value.inline is not None else bucket.blobs.get(value.blob or "")
+        kept = value.inline if value.inline is not None else bucket.uploaded.get(value.blob or "")
         mark = _MARK.search(kept) if kept is not None else None
         fields |= {"value_epoch": value.epoch, "value_claim": value.claim}
         if value.expires_s is not None:

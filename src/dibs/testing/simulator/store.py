@@ -61,6 +61,8 @@ class Bucket:
         self.hosts = hosts
         self.records: dict[str, Kept] = {}
         self.blobs: dict[str, bytes] = {}
+        self.uploaded: dict[str, bytes] = {}
+        """The blobs as they were before anything damaged them."""
         self._writes = 0
 
     def read(self, name: str, unless: Version | None) -> Record | None | Literal[Unchanged.UNCHANGED]:
@@ -93,6 +95,13 @@ class Bucket:
             for host in self.hosts:
                 host.notify(f"sim:{name}")
         return version
+
+    def upload(self, name: str, data: bytes) -> None:
+        self.blobs[name] = self.uploaded[name] = data
+
+    def remove(self, name: str) -> None:
+        self.blobs.pop(name, None)
+        self.uploaded.pop(name, None)
 
     def scan(self, prefix: str) -> list[Listed]:
         now, chance = self.observer.scheduler.now, self.observer.scheduler.chance
@@ -224,7 +233,7 @@ class SimStore:
         checked_name(name)
         copy = io.BytesIO()
         shutil.copyfileobj(source, copy)
-        self._request("upload", name, True, lambda: self._bucket.blobs.__setitem__(name, copy.getvalue()))
+        self._request("upload", name, True, lambda: self._bucket.upload(name, copy.getvalue()))
 
     @contextmanager
     def download(self, name: str) -> Iterator[BinaryIO]:
@@ -240,7 +249,7 @@ class SimStore:
 
     def remove(self, name: str) -> None:
         checked_name(name)
-        self._request("remove", name, True, lambda: self._bucket.blobs.pop(name, None))
+        self._request("remove", name, True, lambda: self._bucket.remove(name))
 
     def erase(self, name: str) -> None:
         checked_name(name)

@@ -14,7 +14,7 @@ from dibs.names import KEYS, record_name
 from dibs.record import sealed
 from dibs.store import Record
 from dibs.stores.memory import MemoryStore
-from tests.fakes import FaultyStore, HandRuntime, cache_on, known_bug
+from tests.fakes import FaultyStore, HandRuntime, cache_on
 
 
 @pytest.fixture

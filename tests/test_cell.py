@@ -49,8 +49,9 @@ EVENTS: dict[str, Callable[[Cell], Cell]] = {
     "fail": lambda cell: table.fail(cell, MINE, "ValueError: new", "host pid 2"),
     "release": lambda cell: table.release(cell, MINE),
     "put": lambda cell: table.put(cell, value_of(NEW, 0)),
-    "forget": table.forget,
-    "unlock": table.unlock,
+    "forget": lambda cell: table.forget(cell, NEW),
+    "unlock": lambda cell: table.unlock(cell, MINE),
+    "drop old": table.drop_old,
 }
 
 HELD = {("mine", value) for value in ("none", "old")} | {("others", value) for value in ("none", "old")}
@@ -70,7 +71,8 @@ ALLOWED: dict[str, set[tuple[str, str]]] = {
     "release": MINE_ONLY,
     "put": FREE | HELD,
     "forget": FREE | HELD,
-    "unlock": HELD,
+    "unlock": MINE_ONLY,
+    "drop old": {(hold, "old") for hold in HOLDS},
 }
 """The combinations of hold and value on which each event is allowed; a held cell never has a current value."""
 
@@ -95,13 +97,15 @@ def assert_invariants(before: Cell, after: Cell, event: str) -> None:
     if after.hold is not None:
         assert table.current(after) is None, "nobody computes what is there"
     lost_hold = before.hold is not None and (after.hold is None or after.hold.claim != before.hold.claim)
+    told = after.trail[:1] if event in ("put", "forget") else ()
+    assert [ended.how in ("put", "forgotten") for ended in told] == [True] * len(told), "it can learn that it was done"
+    trail = after.trail[len(told) :]
     if lost_hold:
-        assert after.trail[0][:2] == (before.generation, before.hold.claim), "a hold that ended can learn how"
-        assert after.trail[1:] == before.trail[: TRAIL_LENGTH_MAX - 1]
-    else:
-        assert after.trail == before.trail
+        assert trail[0][:2] == (before.generation, before.hold.claim), "a hold that ended can learn how"
+        trail = trail[1:]
+    assert trail == before.trail[: len(trail)] and len(after.trail) >= min(len(before.trail), TRAIL_LENGTH_MAX)
     if after.value != before.value:
-        assert event in ("put", "forget", "commit mine"), "only these change the value"
+        assert event in ("put", "forget", "commit mine", "drop old"), "only these change the value"
     if table.current(before) is not None and after.epoch == before.epoch:
         assert after.value == before.value, "a value of an epoch stays what it is"
 
@@ -210,7 +214,11 @@ def test_whatever_happens_in_whatever_order_numbers_grow_and_each_epoch_has_one_
                     cell = table.put(cell, value_of(claim, 0))
                     commits[cell.epoch] = commits.get(cell.epoch, 0) + 1
                 case _:
-                    cell = {"bury": table.bury, "forget": table.forget, "unlock": table.unlock}[name](cell)
+                    cell = {
+                        "bury": lambda cell, _: table.bury(cell),
+                        "forget": table.forget,
+                        "unlock": table.unlock,
+                    }[name](cell, claim if name == "forget" else mine)
         except AssertionError:
             cell = before
             continue

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from dibs.codec import Codec, digest
 from dibs.errors import CodecError
-from tests.fakes import known_bug
 
 CODEC = Codec(None)
 REFUSING = Codec("pickles are refused here")
@@ -74,7 +73,6 @@ def test_what_json_can_say_comes_back_with_its_types_and_in_its_order(value: Any
     assert same(there_and_back(value, REFUSING), value)
 
 
-@known_bug("JSON joins two lone surrogates into one character")
 @pytest.mark.parametrize("value", [["\ud83d\ude00"], {"\ud83d\ude00": 1, "😀": 2}])
 def test_two_lone_surrogates_inside_a_list_or_a_dict_stay_two(value: Any) -> None:
     assert same(there_and_back(value), value)
@@ -147,7 +145,6 @@ def test_a_list_that_contains_itself_and_one_that_is_very_deep_are_stored_or_ref
         CODEC.encode(deep)
 
 
-@known_bug("shared parts are walked and written once per path, which doubles with each level")
 def test_a_value_that_shares_its_parts_is_encoded_in_time() -> None:
     shared: list[Any] = []
     for _ in range(20):
@@ -202,7 +199,6 @@ OVERLAPPING = numpy.zeros(2, {"names": ["a", "b"], "formats": ["<i4", "<i4"], "o
 BACKWARDS = numpy.zeros(2, {"names": ["a", "b"], "formats": ["<i4", "<i4"], "offsets": [4, 0]})
 
 
-@known_bug("numpy.save refuses these with a ValueError, which nobody expects: the hold is never given up")
 @pytest.mark.parametrize("array", [OVERLAPPING, BACKWARDS], ids=["overlapping", "backwards"])
 def test_an_array_that_npy_cannot_say_goes_to_pickle(array: Any) -> None:
     assert CODEC.encode(array).codec == "pickle"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import dibs
-from tests.fakes import Counted, known_bug, until
+from tests.fakes import Counted, until
 
 JOIN_S = 20.0
 
@@ -219,7 +219,7 @@ def leave_holding(cache: dibs.Cache) -> None:
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param("fork", marks=known_bug("a forked child registers nothing for its end")),
+        "fork",
         "spawn",
     ],
 )

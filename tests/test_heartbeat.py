@@ -10,7 +10,7 @@ import pytest
 
 from dibs.heartbeat import Heartbeat
 from dibs.runtime.system import SystemRuntime
-from tests.fakes import HandRuntime, known_bug, until
+from tests.fakes import HandRuntime, until
 
 BEAT_S = 0.01
 
@@ -131,7 +131,6 @@ def test_a_leaked_hold_that_never_beat_is_forgotten(heartbeat: Heartbeat) -> Non
     assert heartbeat.living() == []
 
 
-@known_bug("the scheduler's own variables keep the hold that beat last, and that hold beats for ever")
 def test_a_leaked_hold_stops_beating(heartbeat: Heartbeat) -> None:
     # Given a hold that beats and that nobody but the scheduler knows any more
     hold = Hold()
@@ -155,7 +154,6 @@ def test_a_leaked_hold_stops_beating(heartbeat: Heartbeat) -> None:
     raise AssertionError(f"still beating after {beats.count} beats")
 
 
-@known_bug("a beat in flight overwrites the time for which news were hurried, so they wait for a whole interval")
 def test_news_that_come_while_a_beat_is_on_its_way_are_not_forgotten() -> None:
     runtime = HandRuntime()
     heartbeat = Heartbeat(runtime)
@@ -171,7 +169,6 @@ def test_news_that_come_while_a_beat_is_on_its_way_are_not_forgotten() -> None:
     assert hold.due_at <= runtime.monotonic()
 
 
-@known_bug("when a thread can't be started, the scheduler dies with the holds still in it")
 def test_a_thread_that_cannot_be_started_does_not_end_all_beats(runtime: SystemRuntime) -> None:
     start, failed = runtime.start, []
 

@@ -17,7 +17,6 @@ from dibs.waiting import (
     poll_interval_s,
     remaining_s,
 )
-from tests.fakes import known_bug
 
 
 def held(age_s: float | None = 0.0, **news: float) -> Seen:
@@ -41,7 +40,6 @@ def test_the_request_budget_is_kept_with_the_default_ttl_when_nothing_is_promise
     assert budget_is_kept(requests(300, 60.0, None, 0.5))
 
 
-@known_bug("a short ttl, or a holder that is always nearly ready, makes a waiter ask up to ten times as often")
 @pytest.mark.parametrize(("ttl_s", "promised_s"), [(1.0, None), (6.0, None), (60.0, 0.1), (60.0, 1.0)])
 def test_the_request_budget_is_kept_whatever_the_holder_promises(ttl_s: float, promised_s: float | None) -> None:
     assert budget_is_kept(requests(300, ttl_s, promised_s, 0.5))

@@ -34,6 +34,9 @@ T = TypeVar("T")
 _DEFAULT_URL: Final = "./.dibs"
 _UNSET: Final[Any] = object()
 
+KEY_SIZE_MAX: Final = 4096
+"""Bytes in UTF-8; a record holds up to two keys, a value and an error, and stays below its own limit."""
+
 
 def open(  # noqa: A001 - dibs.open is its public name
     url: str | Backend | None = None, **settings: Any
@@ -81,7 +84,6 @@ class Cache:
         self._events = Events(runtime)
         self._assemble()
         runtime.after_fork(self._assemble)
-        runtime.at_exit(self.close)
 
     def _assemble(self) -> None:
         """Put the parts together; again in a forked child, which owns none of its parent's holds or threads."""
@@ -96,6 +98,7 @@ class Cache:
         self._values = Values(self._cells, self._store, Codec(_why_no_pickle(self._store, settings)))
         limits = Limits(settings.failures_max, settings.deaths_max, settings.retry_after_s)
         self._once = Once(self._contender, self._values, self._terms(), limits)
+        runtime.at_exit(self.close)
 
     def _terms(self) -> Terms:
         settings = self.settings
@@ -142,10 +145,19 @@ class Cache:
         if self.settings.read_only:
             found = None if ask.recompute else self._once.get(key)
             return compute() if found is None else found[0]
-        try:
+        if self.settings.on_unavailable == "raise":
             return self._once.get_or_compute(key, compute, ask)  # type: ignore[no-any-return]
+        began = False
+
+        def compute_here() -> T:
+            nonlocal began
+            began = True
+            return compute()
+
+        try:
+            return self._once.get_or_compute(key, compute_here, ask)  # type: ignore[no-any-return]
         except StoreUnavailable as error:
-            if self.settings.on_unavailable != "compute":
+            if began:  # the computation's own trouble, with whatever store
                 raise
             log.warning("%r is computed without sharing it: %s", key, error)
             self._events.emit("unpublished", key, detail=str(error))
@@ -159,6 +171,8 @@ class Cache:
         block without a commit gives the hold up (by an exception of the block: as a failure of the key).
         """
         _check_key(key)
+        if self.settings.disable:
+            return Slot(None, key, Ask())
         self._writable("once")
         return Slot(self._once, key, Ask(self._wait_s(wait_s), _checked_expiry(expires_s)))
 
@@ -183,19 +197,21 @@ class Cache:
         self._writable("put")
         name, expires_s = record_name(KEYS, key), _checked_expiry(expires_s)
         encoded = self._values.encode(value)
-        stored = self._values.store(name, encoded, 0, self._runtime.token(), 0.0, expires_s)
-        self._cells.change(name, key, lambda seen: table.put(seen.cell, stored), self.settings.ttl_s)
+        claim = self._runtime.token()
+        stored = self._values.store(name, encoded, 0, claim, 0.0, expires_s)
+        self._cells.change(name, key, claim, lambda seen: table.put(seen.cell, stored), self.settings.ttl_s)
         self._events.emit("put", key)
 
     def forget(self, key: str) -> None:
         """Forget the value and the failures of `key`; a computation that runs keeps its result to itself."""
         _check_key(key)
         self._writable("forget")
+        claim = self._runtime.token()
 
         def event(seen: Seen) -> Cell | None:
-            return table.forget(seen.cell) if seen.version is not None else None
+            return table.forget(seen.cell, claim) if seen.version is not None else None
 
-        self._cells.change(record_name(KEYS, key), key, event, self.settings.ttl_s)
+        self._cells.change(record_name(KEYS, key), key, claim, event, self.settings.ttl_s)
         self._events.emit("forgotten", key)
 
     # -- locks ---------------------------------------------------------------------------------------------------
@@ -236,20 +252,22 @@ class Cache:
         return Terms(ttl_s, beat_of(ttl_s, beat_s), hold_max_s, terms.manual)
 
     def unlock(self, name: str) -> bool:
-        """Break the hold of a lock, whoever has it; False when nobody does.
+        """Break the hold of a lock, whoever has it now; False when nobody does.
 
         The holder learns of it at its next beat or check; until then two workers may run in the block.
         """
         self._writable("unlock")
-        broken = False
+        record = record_name(LOCKS, name)
+        hold = self._cells.look(record, name).cell.hold
+        if hold is None:
+            return False
+        claim = hold.claim
 
         def event(seen: Seen) -> Cell | None:
-            nonlocal broken
-            broken = seen.cell.hold is not None
-            return table.unlock(seen.cell) if broken else None
+            return table.unlock(seen.cell, claim) if table.holds(seen.cell, claim) else None
 
-        self._cells.change(record_name(LOCKS, name), name, event, self.settings.ttl_s)
-        return broken
+        self._cells.change(record, name, claim, event, self.settings.ttl_s)
+        return True
 
     # -- looking -------------------------------------------------------------------------------------------------
 
@@ -292,7 +310,10 @@ class Cache:
     # -- the object itself ---------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give up what this process holds, add its numbers to the store's, and let go of files and connections."""
+        """Give up what this process holds, add its numbers to the store's, and let go of files and connections.
+
+        Happens by itself at the end of the process, for a cache that is still in use then.
+        """
         if self._closed:
             return
         self._closed = True
@@ -359,8 +380,12 @@ def _why_no_pickle(store: Backend, settings: Settings) -> str | None:
 def _check_key(key: object) -> None:
     if not isinstance(key, str):
         raise SettingsError(f"a key is a string in this version of dibs, not {type(key).__name__}: {key!r:.80}")
-    if len(key) > 4096:
-        raise SettingsError(f"the key {key[:40]!r}… has {len(key)} characters, and 4,096 are the limit: digest it")
+    try:
+        size_bytes = len(key.encode())
+    except UnicodeEncodeError:
+        raise SettingsError(f"the key {key!a:.80} has lone surrogates, which nothing can store: escape it") from None
+    if size_bytes > KEY_SIZE_MAX:
+        raise SettingsError(f"the key {key[:40]!r}… has {size_bytes} bytes, but at most {KEY_SIZE_MAX} fit: digest it")
 
 
 def _checked_expiry(expires_s: float | None) -> float | None:

@@ -18,7 +18,7 @@ from dibs.runtime import Holder
 TRAIL_LENGTH_MAX: Final = 4
 """Ended holds that a cell remembers, so that a worker whose answer was lost can learn how its hold ended."""
 
-Ending = Literal["released", "committed", "failed", "taken over", "dropped"]
+Ending = Literal["released", "committed", "failed", "taken over", "dropped", "put", "forgotten"]
 
 
 class Hold(NamedTuple):
@@ -69,7 +69,7 @@ class Failures(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """One line of the trail: how an earlier hold ended."""
+    """One line of the trail: how an earlier hold ended, or that somebody put or forgot the value."""
 
     generation: int
     claim: str
@@ -180,22 +180,26 @@ def release(cell: Cell, claim: str) -> Cell:
 
 def put(cell: Cell, value: Value) -> Cell:
     """Somebody states the value: a new epoch, over any hold."""
+    trail = _told(cell, _ended(cell, "dropped"), value.claim, "put")
     value = value._replace(epoch=cell.epoch + 1)
-    return cell._replace(
-        epoch=cell.epoch + 1, hold=None, value=value, failures=None, trail=_ended(cell, "dropped")
-    )
+    return cell._replace(epoch=cell.epoch + 1, hold=None, value=value, failures=None, trail=trail)
 
 
-def forget(cell: Cell) -> Cell:
-    """Nothing is known any more: a new epoch without value, over any hold."""
-    return cell._replace(
-        epoch=cell.epoch + 1, hold=None, value=None, failures=None, trail=_ended(cell, "dropped")
-    )
+def forget(cell: Cell, claim: str) -> Cell:
+    """Nothing is known any more: a new epoch without value, over any hold.  `claim` tells this forget from others."""
+    trail = _told(cell, _ended(cell, "dropped"), claim, "forgotten")
+    return cell._replace(epoch=cell.epoch + 1, hold=None, value=None, failures=None, trail=trail)
 
 
-def unlock(cell: Cell) -> Cell:
-    """An operator breaks a hold; its holder finds out at its next beat or check."""
-    assert cell.hold is not None, cell
+def drop_old(cell: Cell) -> Cell:
+    """The value of an earlier epoch turned out to be unreadable; whoever computes the new one isn't disturbed."""
+    assert cell.value is not None and current(cell) is None, cell
+    return cell._replace(value=None)
+
+
+def unlock(cell: Cell, claim: str) -> Cell:
+    """An operator breaks the hold of that claim; its holder finds out at its next beat or check."""
+    assert holds(cell, claim), cell
     return cell._replace(hold=None, trail=_ended(cell, "dropped"))
 
 
@@ -203,6 +207,10 @@ def _ended(cell: Cell, how: Ending) -> tuple[Ended, ...]:
     if cell.hold is None:
         return cell.trail
     return (Ended(cell.generation, cell.hold.claim, how), *cell.trail[: TRAIL_LENGTH_MAX - 1])
+
+
+def _told(cell: Cell, trail: tuple[Ended, ...], claim: str, how: Ending) -> tuple[Ended, ...]:
+    return (Ended(cell.generation, claim, how), *trail[: TRAIL_LENGTH_MAX - 1])
 
 
 def _by(who: Holder) -> str:

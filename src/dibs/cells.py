@@ -12,7 +12,7 @@ from itertools import count
 from typing import Final, Literal, NamedTuple
 
 from dibs.card import Card, raise_floor
-from dibs.cell import Cell
+from dibs.cell import Cell, how_ended
 from dibs.errors import Conflict, StoreUnavailable
 from dibs.events import Events
 from dibs.record import Damaged, decode, encode
@@ -176,12 +176,18 @@ class Cells:
             raise Changed(name, record)
         raise StoreUnavailable(f"{error} (given up after {patience_s:.1f} s; it may have happened)") from error
 
-    def change(self, name: str, key: str, event: Callable[[Seen], Cell | None], patience_s: float) -> Seen:
-        """Apply `event` to whatever the cell is, as often as somebody else comes first; None leaves it."""
+    def change(
+        self, name: str, key: str, claim: str, event: Callable[[Seen], Cell | None], patience_s: float
+    ) -> Seen:
+        """Apply `event`, once, to whatever the cell is when nobody else comes first; None leaves it.
+
+        The event leaves `claim` in the trail: a write whose answer was lost is not done again on top of what
+        others wrote since.
+        """
         for round_ in range(200):
             seen = self.look(name, key)
             cell = event(seen)
-            if cell is None:
+            if cell is None or (round_ and how_ended(seen.cell, claim) is not None):
                 return seen
             try:
                 return self.write(name, seen, cell, patience_s)

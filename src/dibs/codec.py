@@ -10,8 +10,10 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from blake3 import blake3
@@ -19,6 +21,7 @@ from blake3 import blake3
 from dibs.errors import CodecError
 
 _DEPTH_MAX: Final = 100
+_SURROGATES: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _parse: Final = json.JSONDecoder().decode
 _INT_BITS_MAX: Final = 10_000
 """Python refuses to parse decimal numbers of more than 4,300 digits."""
@@ -47,13 +50,14 @@ class Codec:
             return Encoded("bytes", value)
         if kind is str:
             return Encoded("str", value.encode("utf-8", "surrogatepass"))
-        if _is_json(value, 0):
+        if _is_json(value, 0, set()):
             return Encoded("json", json.dumps(value, separators=(",", ":")).encode())
         numpy = sys.modules.get("numpy")
         if numpy is not None and kind is numpy.ndarray and not value.dtype.hasobject:
             file = io.BytesIO()
-            numpy.save(file, value, allow_pickle=False)
-            return Encoded("npy", file.getvalue())
+            with suppress(ValueError):  # a few structured types have no name in this format
+                numpy.save(file, value, allow_pickle=False)
+                return Encoded("npy", file.getvalue())
         if self._pickle_refused is not None:
             raise CodecError(
                 f"a value of type {kind.__module__}.{kind.__qualname__} can only be stored as a pickle, and "
@@ -87,20 +91,25 @@ class Codec:
             ) from error
 
 
-def _is_json(value: Any, depth: int) -> bool:
-    """True when JSON gives back exactly this value, types included."""
+def _is_json(value: Any, depth: int, seen: set[int]) -> bool:
+    """True when JSON gives back exactly this value, types included, and no part of it stands there twice."""
     kind = type(value)
-    if value is None or kind is bool or kind is float or kind is str:
+    if value is None or kind is bool or kind is float:
         return True
+    if kind is str:
+        # Two lone surrogates in a row would come back as one character.
+        return bool(value.isascii()) or _SURROGATES.search(value) is None
     if kind is int:
         return bool(value.bit_length() <= _INT_BITS_MAX)
-    if depth >= _DEPTH_MAX:
+    if depth >= _DEPTH_MAX or (kind is not list and kind is not dict) or id(value) in seen:
         return False
+    seen.add(id(value))
     if kind is list:
-        return all(_is_json(item, depth + 1) for item in value)
-    if kind is dict:
-        return all(type(key) is str and _is_json(item, depth + 1) for key, item in value.items())
-    return False
+        return all(_is_json(item, depth + 1, seen) for item in value)
+    return all(
+        type(key) is str and _is_json(key, depth, seen) and _is_json(item, depth + 1, seen)
+        for key, item in value.items()
+    )
 
 
 def _load_npy(payload: bytes) -> Any:

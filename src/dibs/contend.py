@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Final, Generic, NamedTuple, TypeVar
+from weakref import ref
 
 from dibs import cell as table
 from dibs.cell import Cell, Hold
@@ -28,8 +29,11 @@ _REPORT_EVERY_S: Final = 30.0
 _CIRCLE_LENGTH_MAX: Final = 32
 _SILENCE_SLACK_S: Final = 0.01
 
-holds_of_flow: ContextVar[tuple[LiveHold, ...]] = ContextVar("holds_of_flow", default=())
-"""What the running flow (thread or task) holds, outermost first; a new flow inherits what it was started under."""
+holds_of_flow: ContextVar[tuple[ref[LiveHold], ...]] = ContextVar("holds_of_flow", default=())
+"""What the running flow (thread or task) holds, outermost first; a new task inherits what it was started under.
+
+Weak: a lock that the program lost track of must not be kept by the thread that took it.
+"""
 
 
 class Settled(NamedTuple, Generic[T]):
@@ -38,9 +42,39 @@ class Settled(NamedTuple, Generic[T]):
     what: T
 
 
-def own_holds() -> tuple[LiveHold, ...]:
-    """The holds of this flow that are still kept."""
-    return tuple(hold for hold in holds_of_flow.get() if not hold.ended and hold.mine())
+def own_holds(store_id: str | None = None) -> tuple[LiveHold, ...]:
+    """The holds of this flow that are still kept, in all stores or in that one."""
+    return tuple(
+        hold
+        for reference in holds_of_flow.get()
+        if (hold := reference()) is not None
+        and not hold.ended
+        and hold.mine()
+        and (store_id is None or hold.store_id == store_id)
+    )
+
+
+def enter(hold: LiveHold) -> None:
+    """From here on this flow holds `hold`."""
+    holds_of_flow.set((*(reference for reference in holds_of_flow.get() if _kept(reference)), ref(hold)))
+
+
+def leave(hold: LiveHold | None) -> None:
+    """This flow holds it no more."""
+    kept = (reference for reference in holds_of_flow.get() if _kept(reference))
+    holds_of_flow.set(tuple(reference for reference in kept if reference() is not hold))
+
+
+def _kept(reference: ref[LiveHold]) -> bool:
+    hold = reference()
+    return hold is not None and not hold.ended
+
+
+def raise_if_own(mine: tuple[LiveHold, ...], name: str) -> None:
+    """Raise WaitCircle when this flow would wait for a record that it holds itself."""
+    for number, hold in enumerate(mine):
+        if hold.name == name:
+            raise WaitCircle([held.key for held in mine[number:]])
 
 
 class Contender:
@@ -78,6 +112,7 @@ class Contender:
                 seen = attempt.seen
                 answer = settled(seen)
                 if answer is not None:
+                    attempt.report_waited()
                     return answer
                 if stop():
                     raise WaitTimeout(f"the wait for {key!r} was cancelled")
@@ -104,13 +139,25 @@ class Contender:
         finally:
             attempt.close()
 
+    def own_holds(self) -> tuple[LiveHold, ...]:
+        """The holds of this flow in this store; what it holds in others can't be told to those who wait here."""
+        return own_holds(self.cells.card.store_id)
+
+    def judge(self, name: str, seen: Seen) -> Verdict:
+        """Judge the holder of a cell by what is known on this host, for a reader that won't wait."""
+        hold = seen.cell.hold
+        assert hold is not None
+        first_s = self.runtime.first_seen(self.cells.card.store_id, name, seen.version or "")
+        age_s = seen.age_s if self.cells.store.remote else None
+        return judge(hold, self.runtime.evidence(hold.who), self.runtime.monotonic() - first_s, age_s)
+
     def circle(self, space: str, key: str) -> list[str] | None:
         """The keys of the circle that this flow closes by waiting for `key`, if it does."""
         return self.circle_from(self.cells.look(record_name(space, key), key).cell)
 
     def circle_from(self, cell: Cell) -> list[str] | None:
         """Follow what holders say they wait for, from the holder of `cell`, until it comes back to this flow."""
-        claims = {hold.claim for hold in own_holds()}
+        claims = {hold.claim for hold in self.own_holds()}
         keys = [cell.key]
         for _ in range(_CIRCLE_LENGTH_MAX):
             if cell.hold is None or cell.hold.waits_for is None:
@@ -204,7 +251,7 @@ class _Attempt:
         self._report()
         if self._waiter is None:
             self._waiter = Waiter(self._cells, self._name, self._key)
-        if own_holds() and self._waited_s() < _ANNOUNCE_AFTER_S:
+        if self._contender.own_holds() and self._waited_s() < _ANNOUNCE_AFTER_S:
             left_s = min(left_s, _ANNOUNCE_AFTER_S)
         hold = self.seen.cell.hold
         assert hold is not None
@@ -220,12 +267,10 @@ class _Attempt:
 
     def _look_for_circle(self) -> None:
         """Raise WaitCircle when what this flow waits for waits, in the end, for this flow."""
-        mine = own_holds()
+        mine = self._contender.own_holds()
         if not mine:
             return
-        for hold in mine:
-            if hold.name == self._name:
-                raise WaitCircle([h.key for h in mine[mine.index(hold) :]])
+        raise_if_own(mine, self._name)
         if self._waited_s() >= _ANNOUNCE_AFTER_S and not self._announced:
             self._announced = mine
             for hold in mine:
@@ -260,15 +305,21 @@ class _Attempt:
 
     def report_acquired(self, hold: LiveHold) -> None:
         hold.contested = self._contested or self._waiter is not None
-        waited_s = self._waited_s() if self._waiter is not None else 0.0
+        waited_s = self.report_waited()
         events = self._cells.events
-        if self._waiter is not None:
-            events.emit("waited", self._key, hold.generation, hold.epoch, waited_s)
         if self.seen.cell.hold is not None and self._verdict is not None:
             before = self.seen.cell.hold.who
             detail = f"from {before.host} pid {before.pid}, {self._verdict.reason}"
             events.emit("taken over", self._key, hold.generation, hold.epoch, waited_s, detail)
         events.emit("claimed", self._key, hold.generation, hold.epoch)
+
+    def report_waited(self) -> float:
+        """Seconds that this contender had to wait for others."""
+        if self._waiter is None:
+            return 0.0
+        waited_s = self._waited_s()
+        self._cells.events.emit("waited", self._key, self.seen.cell.generation, self.seen.cell.epoch, waited_s)
+        return waited_s
 
     def _waited_s(self) -> float:
         return self._runtime.monotonic() - self._began

@@ -12,10 +12,11 @@ from typing import Final, Protocol
 from weakref import ref
 
 from dibs.events import log
-from dibs.runtime import Runtime
+from dibs.runtime import Event, Runtime
 
 THREADS_MAX: Final = 32
 _REST_MAX_S: Final = 30.0
+_UNDER_WAY: Final = float("inf")
 
 
 class Beating(Protocol):
@@ -79,28 +80,40 @@ class Heartbeat:
 
     def _run(self) -> None:
         while True:  # ends when there was nothing to keep for a whole rest
-            now = self._runtime.monotonic()
-            with self._lock:
-                self._wake = wake = self._runtime.event()
-                holds = self._living()
-                due = [hold for hold in holds if not hold.beating and hold.due_at <= now]
-                for hold in due:
-                    hold.beating = True
-                waiting = [hold.due_at for hold in holds if not hold.beating]
-                idle = not waiting and not due
-                # While beats are on their way, look again soon: they set their own next time when they end.
-                rest_s = min([at - now for at in waiting] + [_REST_MAX_S])
-                self._wakes_at = now + rest_s
-            # One thread per beat, fewer only when there are very many.
-            for batch in (due[i::THREADS_MAX] for i in range(min(len(due), THREADS_MAX))):
-                self._runtime.start(lambda batch=batch: self._beat(batch), "dibs-beat")  # type: ignore[misc]
-            del holds, due
+            wake, rest_s, idle = self._beat_what_is_due()
             woken = wake.wait(max(rest_s, 0.001))
             if idle and not woken:
                 with self._lock:
                     if not self._holds:
                         self._wakes_at = None
                         return
+
+    def _beat_what_is_due(self) -> tuple[Event, float, bool]:
+        """Send the beats that are due; how to be woken, how long to rest, and whether there is nothing to do.
+
+        A function of its own, so that no variable of a resting thread keeps alive a hold that is lost track of.
+        """
+        now = self._runtime.monotonic()
+        with self._lock:
+            self._wake = wake = self._runtime.event()
+            holds = self._living()
+            due = [hold for hold in holds if not hold.beating and hold.due_at <= now]
+            for hold in due:
+                hold.beating = True
+                hold.due_at = _UNDER_WAY
+            waiting = [hold.due_at for hold in holds if not hold.beating]
+            rest_s = min([at - now for at in waiting] + [_REST_MAX_S])
+            self._wakes_at = now + rest_s
+        self._start_beats(due)
+        return wake, rest_s, not holds
+
+    def _start_beats(self, due: list[Beating]) -> None:
+        """One thread per beat, fewer only when there are very many; without threads, one beat after the other."""
+        for batch in [due[i::THREADS_MAX] for i in range(min(len(due), THREADS_MAX))]:
+            try:
+                self._runtime.start(lambda batch=batch: self._beat(batch), "dibs-beat")  # type: ignore[misc]
+            except RuntimeError:
+                self._beat(batch)
 
     def _living(self) -> list[Beating]:
         living: list[Beating] = []
@@ -124,6 +137,7 @@ class Heartbeat:
                 if next_s is None:
                     self._holds.pop(hold.serial, None)
                     continue
-                hold.due_at = self._runtime.monotonic() + next_s
+                if hold.due_at == _UNDER_WAY:  # nobody was in a hurry meanwhile
+                    hold.due_at = self._runtime.monotonic() + next_s
                 if self._wakes_at is None or hold.due_at < self._wakes_at:
                     self._wake.set()

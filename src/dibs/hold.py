@@ -11,12 +11,14 @@ rule of its epoch, whoever holds the cell by then.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, Literal, NamedTuple
 
 from dibs import cell as table
 from dibs.cell import Cell, Hold, Value
 from dibs.cells import Cells, Seen
-from dibs.errors import Conflict, LockLost, StoreUnavailable, StoreUnsuitable
+from dibs.errors import Conflict, DibsError, LockLost, StoreUnavailable, StoreUnsuitable
+from dibs.events import Kind
 from dibs.heartbeat import Heartbeat
 from dibs.liveness import trusted_for_s
 from dibs.runtime import Event
@@ -59,6 +61,7 @@ class LiveHold:
         self._heartbeat = heartbeat
         self.name, self.key = name, key
         self.terms = terms
+        self.store_id = cells.card.store_id
         self.beat_s = terms.beat_s
         self.claim = runtime.token()
         self.process = runtime.process()
@@ -70,9 +73,9 @@ class LiveHold:
         self.expected_s: float | None = None
         self.contested = True
         self.ended = False
-        self._lost: Event | None = None
         self.lost_because = ""
         """Why this hold is lost; empty while it is not."""
+        self._unsaid: list[tuple[Kind, str]] = []
         # Beats, commit and release of one hold never overlap: each goes out from the last confirmed version.
         self._mutex = runtime.lock()
         self._seen: Seen
@@ -98,17 +101,22 @@ class LiveHold:
             self._cells.abandon(self.claim)
             raise
         except BaseException:
-            self._cells.abandon(self.claim)
             self._tidy()
             raise
         self.generation, self.epoch = self._seen.cell.generation, self._seen.cell.epoch
-        self._heartbeat.add(self)
+        try:
+            self._heartbeat.add(self)
+        except BaseException:
+            self._tidy()
+            raise
 
     def _tidy(self) -> None:
-        """An interrupt struck while the claim was on its way: free it if it landed."""
-        seen = self._cells.look(self.name, self.key)
-        if table.holds(seen.cell, self.claim):
-            self._cells.write(self.name, seen, table.release(seen.cell, self.claim), self.terms.beat_s)
+        """An interrupt struck while the claim was on its way, or just after: free it if it landed."""
+        self._cells.abandon(self.claim)
+        with suppress(DibsError):  # the interrupt is what the caller must hear of
+            seen = self._cells.look(self.name, self.key)
+            if table.holds(seen.cell, self.claim):
+                self._cells.write(self.name, seen, table.release(seen.cell, self.claim), self.terms.beat_s)
 
     # -- keeping it ----------------------------------------------------------------------------------------------
 
@@ -120,11 +128,10 @@ class LiveHold:
     @property
     def lost(self) -> Event:
         """Set once it is known that the hold is lost; made when first asked for, since most holds never are."""
-        if self._lost is None:
-            self._lost = self._runtime.event()
-            if self.lost_because:
-                self._lost.set()
-        return self._lost
+        event: Event = self.__dict__.setdefault("_lost", self._runtime.event())
+        if self.lost_because:
+            event.set()
+        return event
 
     def _kept(self) -> bool:
         return not self.ended and not self.lost_because and self.mine()
@@ -136,7 +143,7 @@ class LiveHold:
 
     def check(self) -> None:
         """Return if this process provably holds; ask the store if need be; raise LockLost otherwise."""
-        if self._kept() and (self._trusted() or (self.beat() and self._trusted())):
+        if self._kept() and (self._trusted() or (not self._overdue() and self.beat() and self._trusted())):
             return
         raise LockLost(f"{self.key!r} (generation {self.generation}): {self._why_lost()}")
 
@@ -146,11 +153,9 @@ class LiveHold:
             return self.beat_s
         if not self._kept():
             return None
-        longest_s = self.terms.hold_max_s
-        if longest_s is not None and self.held_s >= longest_s:
-            self._cells.events.emit(
-                "beat failed", self.key, self.generation, detail=f"held for hold_max_s = {longest_s:g} s: beats stop"
-            )
+        if self._overdue():
+            self._unsaid.append(("beat failed", f"held for hold_max_s = {self.terms.hold_max_s:g} s: beats stop"))
+            self._tell()
             return None
         return self.beat_s if self.beat() else self.beat_s / 4
 
@@ -159,18 +164,32 @@ class LiveHold:
         if not self.mine():
             return False
         with self._mutex:
-            if self.ended or self.lost_because:
+            beaten = self._beat()
+        self._tell()
+        return beaten
+
+    def _beat(self) -> bool:
+        if self.ended or self.lost_because:
+            return False
+        marks = self._runtime.elapsed_marks()
+        try:
+            if not self._rewrite(self._beaten, self.beat_s):
+                self._lose()
                 return False
-            marks = self._runtime.elapsed_marks()
-            try:
-                if not self._rewrite(self._beaten, self.beat_s):
-                    self._lose()
-                    return False
-            except (StoreUnavailable, StoreUnsuitable) as error:
-                self._cells.events.emit("beat failed", self.key, self.generation, detail=str(error))
-                return False
-            self._marks = marks
-            return True
+        except (StoreUnavailable, StoreUnsuitable) as error:
+            self._unsaid.append(("beat failed", str(error)))
+            return False
+        self._marks = marks
+        return True
+
+    def _overdue(self) -> bool:
+        return self.terms.hold_max_s is not None and self.held_s >= self.terms.hold_max_s
+
+    def _tell(self) -> None:
+        """Emit what happened under the mutex: a callback may ask, or give up, the hold that it hears about."""
+        while self._unsaid:
+            kind, detail = self._unsaid.pop(0)
+            self._cells.events.emit(kind, self.key, self.generation, self.epoch, detail=detail)
 
     def _beaten(self, cell: Cell) -> Cell:
         assert cell.hold is not None
@@ -217,6 +236,7 @@ class LiveHold:
                         self._cells.remember(self.name, self._seen)
                     return
                 self._lose()
+        self._tell()
         raise LockLost(f"{self.key!r} (generation {self.generation}): {self._why_lost()}")
 
     def commit(self, value: Value, patience_s: float) -> Outcome:
@@ -227,11 +247,11 @@ class LiveHold:
         if not self.mine():
             self._mutex = self._runtime.lock()  # the parent's may have been taken when it forked
         with self._mutex:
-            self._heartbeat.remove(self)
-            try:
-                return self._publish(value._replace(epoch=self.epoch, claim=self.claim), patience_s)
-            finally:
-                self.ended = True
+            if self.mine():
+                self._heartbeat.remove(self)
+            outcome = self._publish(value._replace(epoch=self.epoch, claim=self.claim), patience_s)
+            self.ended = True  # only now: whoever is interrupted before still has a hold to give up
+            return outcome
 
     def _publish(self, value: Value, patience_s: float) -> Outcome:
         give_up_at = self._runtime.monotonic() + patience_s
@@ -288,10 +308,10 @@ class LiveHold:
             who = cell.hold.who
             now = f"; now held by {who.host} pid {who.pid} (generation {cell.generation})"
         self.lost_because = f"{how}{now}"
-        if self._lost is not None:
-            self._lost.set()
+        if "_lost" in self.__dict__:
+            self.lost.set()
         self._heartbeat.remove(self)
-        self._cells.events.emit("lost", self.key, self.generation, self.epoch, detail=self.lost_because)
+        self._unsaid.append(("lost", self.lost_because))
 
     def _why_lost(self) -> str:
         if not self.mine():

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Self
 
 from dibs.cell import Cell
 from dibs.cells import Seen
-from dibs.contend import Contender, Settled, holds_of_flow, own_holds
+from dibs.contend import Contender, Settled, enter, leave
 from dibs.errors import DibsError, LockLost, WaitTimeout
 from dibs.hold import LiveHold, Terms
 from dibs.names import LOCKS, record_name
 from dibs.runtime import Event
-
-if TYPE_CHECKING:
-    import asyncio
+from dibs.tasks import in_thread
 
 
 class Lock:
@@ -36,7 +35,6 @@ class Lock:
         self._reentrant = reentrant
         self._hold: LiveHold | None = None
         self._shared = False
-        self._cancelled = False
 
     def acquire(self) -> Self:
         """Take the lock; raises WaitTimeout when somebody else keeps it for longer than `wait_s`.
@@ -48,19 +46,17 @@ class Lock:
             raise RuntimeError(f"this Lock object of {self.name!r} is in use; make one per block with cache.lock()")
         if self._reentrant:
             name = record_name(LOCKS, self.name)
-            for hold in own_holds():
+            for hold in self._contender.own_holds():
                 if hold.name == name and hold.thread == self._contender.runtime.thread():
                     self._hold, self._shared = hold, True
                     return self
         hold = self._contend()
         self._hold = hold
-        holds_of_flow.set((*own_holds(), hold))
+        enter(hold)
         return self
 
-    def _contend(self) -> LiveHold:
-        got = self._contender.contend(
-            LOCKS, self.name, self._terms, self._wait_s, _never_settled, stop=lambda: self._cancelled
-        )
+    def _contend(self, unwanted: Callable[[], bool] = lambda: False) -> LiveHold:
+        got = self._contender.contend(LOCKS, self.name, self._terms, self._wait_s, _never_settled, stop=unwanted)
         assert isinstance(got, LiveHold)
         return got
 
@@ -74,7 +70,7 @@ class Lock:
             if hold.lost_because:
                 raise LockLost(f"{self.name!r} (generation {hold.generation}): {hold.lost_because}")
             return
-        holds_of_flow.set(tuple(other for other in own_holds() if other is not hold))
+        leave(hold)
         hold.release()
 
     @property
@@ -125,25 +121,15 @@ class Lock:
             error.add_note(f"dibs: {type(problem).__name__} while {self.name!r} was released: {problem}")
 
     async def __aenter__(self) -> Self:
-        import asyncio
-
-        waiting = asyncio.ensure_future(asyncio.to_thread(self._contend))
-        try:
-            self._hold = await asyncio.shield(waiting)
-        except asyncio.CancelledError:
-            self._cancelled = True
-            waiting.add_done_callback(_give_back)
-            raise
-        holds_of_flow.set((*own_holds(), self._hold))
+        self._hold = await in_thread(self._contender.runtime, self._contend, LiveHold.release)
+        enter(self._hold)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        import asyncio
-
-        holds_of_flow.set(tuple(other for other in own_holds() if other is not self._hold))
-        await asyncio.to_thread(self.__exit__, kind, error, trace)
+        leave(self._hold)
+        await in_thread(self._contender.runtime, lambda wanted: self.__exit__(kind, error, trace))
 
     def __repr__(self) -> str:
         how = f"generation {self.generation}, {'held' if self.held else 'lost'}" if self._hold else "not held"
@@ -161,12 +147,3 @@ def try_lock(contender: Contender, name: str, terms: Terms) -> Lock | None:
 
 def _never_settled(seen: Seen) -> Settled[Cell] | None:
     return None
-
-
-def _give_back(waiting: asyncio.Future[Any]) -> None:
-    """A cancelled task's lock came through all the same."""
-    import asyncio
-
-    if not waiting.cancelled() and waiting.exception() is None:
-        hold: LiveHold = waiting.result()
-        asyncio.get_running_loop().run_in_executor(None, hold.release)

@@ -14,9 +14,8 @@ from dibs import cell as table
 from dibs.cell import Cell, Hold, Value
 from dibs.cells import Cells, Seen
 from dibs.codec import Encoded
-from dibs.contend import Contender, Settled, holds_of_flow, own_holds
+from dibs.contend import Contender, Settled, enter, leave, raise_if_own
 from dibs.errors import (
-    CodecError,
     ComputeFailed,
     DibsError,
     LockLost,
@@ -117,17 +116,23 @@ class Once:
             try:
                 answer = self._lead(name, key, seen, compute, ask, began, flight)
             finally:
-                with self._lock:
-                    del self._flights[name]
+                self._close(name, flight)
                 flight.ended.set()
             if answer is not None:
                 return answer[0]
             seen = self._cells.look(name, key)  # what was found could not be read, and was forgotten
         raise StoreUnavailable(f"the value of {key!r} was damaged {_ROUNDS_MAX} times in a row")
 
+    def _close(self, name: str, flight: Flight) -> None:
+        """Let nobody join any more: whoever asks from now on may have heard of a forget, and looks for himself."""
+        with self._lock:
+            if self._flights.get(name) is flight:
+                del self._flights[name]
+
     def _follow(self, flight: Flight, key: str, ask: Ask, began: float) -> None:
         """Wait for another thread's flight; raises WaitTimeout or WaitCircle."""
-        mine = own_holds()
+        mine = self._contender.own_holds()
+        raise_if_own(mine, record_name(KEYS, key))
         announced = False
         try:
             while not flight.ended.is_set():
@@ -142,8 +147,6 @@ class Once:
                     circle = self._contender.circle(KEYS, key)
                     if circle is not None:
                         raise WaitCircle(circle)
-                elif any(hold.name == record_name(KEYS, key) for hold in mine):
-                    raise WaitCircle([hold.key for hold in mine])
                 pause_s = _FOLLOW_S if mine or left_s is not None else None
                 flight.ended.wait(min(pause_s, left_s) if pause_s and left_s is not None else pause_s)
         finally:
@@ -163,8 +166,16 @@ class Once:
         return (self.computed(name, got, compute, ask.expires_s, flight),)
 
     def _contend(
-        self, key: str, seen: Seen | None, ask: Ask, wait_s: float | None, wanted: Callable[[Seen], Value | None]
+        self,
+        key: str,
+        first: Seen,
+        ask: Ask,
+        wait_s: float | None,
+        wanted: Callable[[Seen], Value | None],
+        stop: Callable[[], bool] = lambda: False,
     ) -> LiveHold | Settled[Seen]:
+        target = _target_epoch(first.cell)
+
         def settled(seen: Seen) -> Settled[Seen] | None:
             if wanted(seen) is not None:
                 return Settled(seen)
@@ -176,23 +187,23 @@ class Once:
             # A value that is there but not wanted any more (expired, or to be replaced) ends its epoch.
             return table.claim if table.current(seen.cell) is None and not ask.recompute else table.recompute
 
-        first = seen or self._cells.look(record_name(KEYS, key), key)
-        target = first.cell.epoch + (0 if _computing(first.cell) else 1)
+        usual_s, deaths_max = self._usual(key), self._limits.deaths_max
         return self._contender.contend(
-            KEYS, key, self._terms, wait_s, settled, event, self._usual(key), self._limits.deaths_max, first
+            KEYS, key, self._terms, wait_s, settled, event, usual_s, deaths_max, first, stop
         )
 
     def _wanted(self, first: Seen, ask: Ask) -> Callable[[Seen], Value | None]:
         """Which value answers this ask: for a recompute only one of the epoch that it starts, or joins."""
         if ask.recompute:
-            target = first.cell.epoch + (0 if _computing(first.cell) else 1)
+            target = _target_epoch(first.cell)
             return lambda seen: self._values.fresh(seen) if seen.cell.epoch >= target else None
 
         def fresh_or_stale(seen: Seen) -> Value | None:
             value = self._values.fresh(seen)
-            if value is None and ask.stale_ok and seen.cell.hold is not None:
-                return seen.cell.value
-            return value
+            if value is not None or not ask.stale_ok or seen.cell.hold is None or seen.cell.value is None:
+                return value
+            name = record_name(KEYS, seen.cell.key)
+            return None if self._contender.judge(name, seen).over else seen.cell.value
 
         return fresh_or_stale
 
@@ -214,13 +225,15 @@ class Once:
 
     # -- computing -----------------------------------------------------------------------------------------------
 
-    def open_slot(self, key: str, ask: Ask) -> LiveHold | tuple[Any]:
+    def open_slot(
+        self, key: str, ask: Ask, stop: Callable[[], bool] = lambda: False
+    ) -> LiveHold | tuple[Any]:
         """For the block form: a hold to compute under, or the value in a tuple."""
         name = record_name(KEYS, key)
         for _ in range(_ROUNDS_MAX):
             seen = self._cells.look(name, key)
             wanted = self._wanted(seen, ask)
-            got = self._contend(key, seen, ask, ask.wait_s, wanted)
+            got = self._contend(key, seen, ask, ask.wait_s, wanted, stop)
             if isinstance(got, LiveHold):
                 return got
             found = self._values.load(name, got.what, wanted)
@@ -233,21 +246,21 @@ class Once:
         self, name: str, hold: LiveHold, compute: Callable[[], Any], expires_s: float | None, flight: Flight | None
     ) -> Any:
         """Run `compute` under `hold` and publish what it returns; the value that won is returned."""
-        token = holds_of_flow.set((*own_holds(), hold))
+        enter(hold)
         try:
             result = compute()
         except BaseException as error:
             self.give_up(hold, error)
             raise
         finally:
-            holds_of_flow.reset(token)
+            leave(hold)
         return self.publish(name, hold, result, expires_s, flight)
 
     def give_up(self, hold: LiveHold, error: BaseException | None) -> None:
         """End a hold whose computation raised (or ended without a value): a failure of the key, or politely."""
         try:
             if isinstance(error, Exception) and not isinstance(error, DibsError | MemoryError) and not _cancels(error):
-                hold.fail("".join(traceback.format_exception(error))[-_ERROR_TEXT_MAX:])
+                hold.fail(_text_of(error))
                 self._events.emit("failed", hold.key, hold.generation, hold.epoch, hold.held_s, repr(error))
             else:
                 hold.release()
@@ -266,20 +279,17 @@ class Once:
         self._remember(hold.key, cost_s)
         try:
             encoded = self._values.encode(result)
-        except CodecError:
-            self.give_up(hold, None)
-            raise
-        if flight is not None:
-            flight.payload = encoded
-        try:
+            if flight is not None:
+                flight.payload = encoded
+                self._close(name, flight)
             value = self._values.store(name, encoded, hold.epoch, hold.claim, cost_s, expires_s)
-        except (StoreUnavailable, StoreUnsuitable) as problem:
-            self.give_up(hold, None)
-            return self._unpublished(hold, result, problem)
-        try:
             outcome = hold.commit(value, patience_s=2 * self._terms.ttl_s)
         except (StoreUnavailable, StoreUnsuitable) as problem:
+            self.give_up(hold, None)
             return self._unpublished(hold, result, problem)
+        except BaseException:
+            self.give_up(hold, None)
+            raise
         return self._settle(name, hold, value, result, outcome, flight)
 
     def _settle(
@@ -327,9 +337,16 @@ def table_current(seen: Seen) -> Value | None:
     return table.current(seen.cell)
 
 
-def _computing(cell: Cell) -> bool:
-    """True when somebody computes a value of the cell's own epoch."""
-    return cell.hold is not None and table.current(cell) is None
+def _text_of(error: Exception) -> str:
+    """The end of the traceback, as plain ASCII, so that its size in the record is known."""
+    text = "".join(traceback.format_exception(error))
+    return text.encode("ascii", "backslashreplace").decode()[-_ERROR_TEXT_MAX:]
+
+
+def _target_epoch(cell: Cell) -> int:
+    """The epoch of the value that a recompute asks for: the one that is being computed, else the next."""
+    computing = cell.hold is not None and table.current(cell) is None
+    return cell.epoch if computing else cell.epoch + 1
 
 
 def _cancels(error: Exception) -> bool:

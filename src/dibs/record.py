@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quoted
+from math import isfinite
 from typing import Any, Final, NamedTuple
 
 from blake3 import blake3
@@ -45,7 +46,7 @@ def sealed(body: bytes) -> bytes:
 
 def unsealed(data: bytes) -> bytes:
     """Return the body, or raise Damaged, or StoreUnsuitable for a sound record of a newer format."""
-    if data.startswith(_HEAD):
+    if data.startswith(_HEAD) and data[_BODY_AT - 2 : _BODY_AT] == b'",':
         body = data[_BODY_AT:]
         if blake3(b"1" + body).hexdigest(16).encode() == data[_CHECK_AT : _CHECK_AT + 32]:
             return body
@@ -120,12 +121,15 @@ def _value(fields: dict[str, Any], inline: bytes) -> Value:
 def _hold_json(hold: Hold) -> str:
     # Assembled by hand: it is rewritten with every claim and beat, and four times as fast as json.dumps.
     waits_for = "null" if hold.waits_for is None else quoted(hold.waits_for)
-    expected = "null" if hold.expected_s is None else repr(hold.expected_s)
-    progress = "null" if hold.progress is None else repr(hold.progress)
     return (
-        f'"hold":["{hold.claim}",{_holder_json(hold.who)},{hold.ttl_s!r},{hold.beat},{hold.held_s!r},'
-        f"{expected},{progress},{waits_for},{hold.since!r}]"
+        f'"hold":["{hold.claim}",{_holder_json(hold.who)},{_number(hold.ttl_s)},{hold.beat},{_number(hold.held_s)},'
+        f"{_number(hold.expected_s)},{_number(hold.progress)},{waits_for},{_number(hold.since)}]"
     )
+
+
+def _number(number: float | None) -> str:
+    # What arrives as a float may be numpy's, whose repr is no JSON; and JSON has no nan.
+    return "null" if number is None or not isfinite(number) else repr(float(number))
 
 
 @lru_cache(maxsize=16)

@@ -130,7 +130,10 @@ def _from_files(start: Path) -> tuple[str, dict[str, Any]]:
                 if name == "pyproject.toml":
                     continue  # somebody else's file; whoever owns it will complain
                 raise SettingsError(f"{path}: {error}") from error
-            table = content if name == "dibs.toml" else content.get("tool", {}).get("dibs")
+            tool = content.get("tool")
+            table = content if name == "dibs.toml" else tool.get("dibs") if isinstance(tool, dict) else None
+            if table is not None and not isinstance(table, dict):
+                raise SettingsError(f"{path}: [tool.dibs] must be a table of settings, not {table!r}")
             if table is not None:
                 return str(path), dict(table)
     return "", {}
@@ -142,7 +145,7 @@ def _checked(name: str, value: Any, source: str) -> Any:
         if value is not None and not isinstance(value, str):
             raise SettingsError(f"{where}: expected the URL or the path of a store")
     elif name in _LATER:
-        raise SettingsError(f"{where}: this version of dibs has no {_LATER[name]} yet; leave {name} out")
+        raise SettingsError(f"{name} ({source}): this version of dibs has no {_LATER[name]} yet; leave {name} out")
     elif name in _FLOATS:
         optional = Settings._field_defaults[name] is None
         if not (optional and value is None) and (isinstance(value, bool) or not isinstance(value, int | float)):
@@ -162,5 +165,6 @@ def _checked(name: str, value: Any, source: str) -> Any:
             raise SettingsError(f"{where}: expected one of {', '.join(map(repr, _CHOICES[name]))}")
     else:
         known = ", ".join(["url", *Settings._fields])
-        raise SettingsError(f"{where}: there is no such setting; known are {known}")
+        # Without the value: a misspelt secret is still a secret.
+        raise SettingsError(f"{name} ({source}): there is no such setting; known are {known}")
     return value

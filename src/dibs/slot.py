@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from contextvars import Token
 from types import TracebackType
 from typing import Any, Self
 
-from dibs.contend import holds_of_flow, own_holds
+from dibs.contend import enter, leave
 from dibs.errors import LockLost
 from dibs.hold import LiveHold
 from dibs.names import KEYS, record_name
 from dibs.once import Ask, Once
+from dibs.tasks import in_thread
 
 
 class Slot:
     """A key while it is asked for in a block; made by `Cache.once`."""
 
-    def __init__(self, once: Once, key: str, ask: Ask) -> None:
+    def __init__(self, once: Once | None, key: str, ask: Ask) -> None:
+        # Without a `once` dibs is switched off: the block computes, and what it commits stays its own.
         self.key = key
         self._once = once
         self._ask = ask
         self._hold: LiveHold | None = None
         self._found: tuple[Any] | None = None
-        self._token: Token[tuple[LiveHold, ...]] | None = None
 
     @property
     def done(self) -> bool:
@@ -48,10 +48,13 @@ class Slot:
 
     def check(self) -> None:
         """Raise LockLost when this process can't prove any more that it holds the key."""
-        self._kept().check()
+        if self._once is not None:
+            self._kept().check()
 
     def beat(self, progress: float | None = None) -> None:
         """Tell the waiters how far it is (`progress` in [0, 1]); with heartbeat="manual" also that it lives."""
+        if self._once is None:
+            return
         hold = self._kept()
         if progress is not None:
             hold.progress = progress
@@ -60,9 +63,12 @@ class Slot:
 
     def commit(self, value: Any) -> Any:
         """Publish `value` and return the winning one: this, or that of whoever took over and was faster."""
+        if self._once is None:
+            self._found = (value,)
+            return value
         hold = self._kept()
         self._found = (self._once.publish(record_name(KEYS, self.key), hold, value, self._ask.expires_s),)
-        self._leave()
+        leave(self._hold)
         return self._found[0]
 
     def _kept(self) -> LiveHold:
@@ -71,40 +77,40 @@ class Slot:
         return self._hold
 
     def __enter__(self) -> Self:
-        got = self._once.open_slot(self.key, self._ask)
-        if isinstance(got, LiveHold):
-            self._hold = got
-            holds_of_flow.set((*own_holds(), got))
-        else:
-            self._found = got
+        if self._once is not None:
+            self._begin(self._once.open_slot(self.key, self._ask))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._hold is not None and self._found is None:
+        if self._once is not None and self._hold is not None and self._found is None:
             self._once.give_up(self._hold, error)
-        self._leave()
+        leave(self._hold)
 
-    def _leave(self) -> None:
-        holds_of_flow.set(tuple(hold for hold in own_holds() if hold is not self._hold))
-
-    async def __aenter__(self) -> Self:
-        import asyncio
-
-        got = await asyncio.to_thread(self._once.open_slot, self.key, self._ask)
+    def _begin(self, got: LiveHold | tuple[Any]) -> None:
         if isinstance(got, LiveHold):
             self._hold = got
-            holds_of_flow.set((*own_holds(), got))
+            enter(got)
         else:
             self._found = got
+
+    async def __aenter__(self) -> Self:
+        once = self._once
+        if once is not None:
+            self._begin(
+                await in_thread(
+                    once.runtime,
+                    lambda unwanted: once.open_slot(self.key, self._ask, unwanted),
+                    lambda got: once.give_up(got, None) if isinstance(got, LiveHold) else None,
+                )
+            )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        import asyncio
-
-        if self._hold is not None and self._found is None:
-            await asyncio.to_thread(self._once.give_up, self._hold, error)
-        self._leave()
+        once, hold = self._once, self._hold
+        leave(hold)
+        if once is not None and hold is not None and self._found is None:
+            await in_thread(once.runtime, lambda unwanted: once.give_up(hold, error))

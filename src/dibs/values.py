@@ -10,7 +10,8 @@ from dibs import cell as table
 from dibs.cell import Cell, Value
 from dibs.cells import Cells, Seen
 from dibs.codec import Codec, Encoded, digest
-from dibs.errors import CorruptValue
+from dibs.errors import CorruptValue, DibsError
+from dibs.events import log
 from dibs.names import blob_name
 from dibs.store import INLINE_SIZE_MAX, Backend
 
@@ -72,9 +73,12 @@ class Values:
         )
 
     def discard(self, value: Value) -> None:
-        """Remove the blob of a value that no cell names, nor can any more."""
+        """Remove the blob of a value that no cell names, nor can any more; it is only room that may stay taken."""
         if value.blob is not None:
-            self._blobs.remove(value.blob)
+            try:
+                self._blobs.remove(value.blob)
+            except DibsError as error:
+                log.info("the blob %s, which nothing needs any more, was not removed: %s", value.blob, error)
 
     def load(self, name: str, seen: Seen, wanted: Callable[[Seen], Value | None]) -> tuple[Any] | None:
         """Return the value that `wanted` finds in the cell, in a tuple, or None when there is none any more.
@@ -111,10 +115,14 @@ class Values:
         return payload
 
     def _heal(self, name: str, seen: Seen, value: Value, problem: str) -> None:
-        def forget(now: Seen) -> Cell | None:
-            return table.forget(now.cell) if now.cell.value == value else None
+        claim = self._runtime.token()
+
+        def event(now: Seen) -> Cell | None:
+            if now.cell.value != value:
+                return None
+            return table.forget(now.cell, claim) if table.current(now.cell) else table.drop_old(now.cell)
 
         key = seen.cell.key
         self._cells.events.emit("healed", key, seen.cell.generation, seen.cell.epoch, detail=problem)
         if not self._cells.read_only:
-            self._cells.change(name, key, forget, patience_s=10.0)
+            self._cells.change(name, key, claim, event, patience_s=10.0)

@@ -6,7 +6,8 @@ a tenth of the time that the computation will still take, or that it has waited 
 tenth at most; on the holder's own host it watches the beacon as well.
 
 Request budget of one waiter on a bucket: at most `FIRST_MINUTE_REQUESTS_MAX` in its first minute and
-`LATER_MINUTE_REQUESTS_MAX` in each later one, whatever the holder promises.
+`LATER_MINUTE_REQUESTS_MAX` in each later one, whatever the ttl is and the holder promises; one more for each beat
+that it sees, since the holder's silence is counted anew.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from dibs.store import UNCHANGED
 
 INTERVAL_MIN_S: Final = 0.1
 INTERVAL_MAX_S: Final = 5.0
-FIRST_MINUTE_REQUESTS_MAX: Final = 80
-LATER_MINUTE_REQUESTS_MAX: Final = 20
+FIRST_MINUTE_REQUESTS_MAX: Final = 100
+LATER_MINUTE_REQUESTS_MAX: Final = 30
 _SHARE: Final = 0.1
+_BUDGET_SHARE: Final = 1 / 15
+_BUDGET_INTERVAL_MAX_S: Final = 3.0
 _LOOK_EVERY_S: Final = 1.0
 """Locally a waiter is woken; this is how often it looks all the same."""
 _LOOK_WITHOUT_BEACON_S: Final = 0.1
@@ -30,8 +33,9 @@ _LOOK_WITHOUT_BEACON_S: Final = 0.1
 def poll_interval_s(waited_s: float, remaining_s: float | None, ttl_s: float, jitter: float) -> float:
     """Seconds until the next look at a bucket; `jitter` in [0, 1) spreads it by a quarter either way."""
     guided_s = waited_s if remaining_s is None or remaining_s <= 0 else max(remaining_s, waited_s / 4)
-    longest_s = max(min(INTERVAL_MAX_S, ttl_s / 3), INTERVAL_MIN_S)
-    return min(max(guided_s * _SHARE, INTERVAL_MIN_S), longest_s) * (0.75 + jitter / 2)
+    longest_s = min(INTERVAL_MAX_S, ttl_s / 3)
+    budget_s = min(max(waited_s * _BUDGET_SHARE, INTERVAL_MIN_S), _BUDGET_INTERVAL_MAX_S)
+    return max(min(guided_s * _SHARE, longest_s), budget_s) * (0.75 + jitter / 2)
 
 
 def remaining_s(seen: Seen, since_look_s: float, usual_s: float | None) -> float | None:

@@ -81,7 +81,7 @@ def _broken(place: Place, name: str, claim: str) -> bool:
     def event(seen: Seen) -> Cell | None:
         nonlocal broken
         broken = table.holds(seen.cell, claim)
-        return table.unlock(seen.cell) if broken else None
+        return table.unlock(seen.cell, claim) if broken else None
 
-    place.cells.change(record_name(LOCKS, name), name, event, place.cache.settings.ttl_s)
+    place.cells.change(record_name(LOCKS, name), name, claim, event, place.cache.settings.ttl_s)
     return broken

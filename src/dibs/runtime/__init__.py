@@ -120,7 +120,10 @@ class Runtime(Protocol):
         """
 
     def at_exit(self, callback: Callable[[], None]) -> None:
-        """Call back once when this process ends in an orderly way: interpreter exit, end of a worker, SIGTERM."""
+        """Call back once when this process ends in an orderly way: interpreter exit, end of a worker, SIGTERM.
+
+        `callback` is held weakly if a method; a forked child starts without any.
+        """
 
     def after_fork(self, callback: Callable[[], None]) -> None:
         """Call back in each forked child, before it runs anything else.  `callback` is held weakly if a method."""

@@ -13,8 +13,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from types import FrameType
+from types import FrameType, MethodType
 from typing import Final, TypeVar
+from weakref import WeakMethod
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +38,15 @@ class Leaving:
     def __init__(self) -> None:
         # Lists change by single append and pop, without a lock: SIGTERM may interrupt anything.
         self._lock = threading.RLock()
-        self._callbacks: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], Callable[[], None] | None]] = []
         self._last: list[Callable[[bool], None]] = []
         self._registered = False
         self._listening = False
 
     def add(self, callback: Callable[[], None]) -> None:
-        self._callbacks.append(callback)
+        """Call back at the end, unless `callback` is a method of something that is gone by then."""
+        self._callbacks[:] = [kept for kept in self._callbacks if kept() is not None]
+        self._callbacks.append(WeakMethod(callback) if isinstance(callback, MethodType) else lambda: callback)
         self._register()
 
     def add_last(self, callback: Callable[[bool], None]) -> None:
@@ -54,13 +57,15 @@ class Leaving:
     def forked(self) -> None:
         self._lock = threading.RLock()
         self._callbacks, self._last = [], []
-        # A worker's bootstrap forgets what was registered before it, so the child registers anew.
         self._registered = self._listening = False
 
     def run(self) -> None:
         """Run what is registered, newest first; each callback at most once."""
         clean = True
-        while callback := _pop(self._callbacks):
+        while kept := _pop(self._callbacks):
+            callback = kept()
+            if callback is None:
+                continue
             try:
                 callback()
             except Exception:
@@ -76,9 +81,11 @@ class Leaving:
                 atexit.register(self.run)
                 # Only a worker of multiprocessing needs this, and there it is imported.
                 if "multiprocessing.util" in sys.modules:
-                    from multiprocessing.util import Finalize
+                    from multiprocessing.util import register_after_fork
 
-                    Finalize(None, self.run, exitpriority=100)
+                    self._finalize()
+                    # The bootstrap of a forked worker clears the finalizers, and calls this just after.
+                    register_after_fork(self, Leaving._finalize)
             if self._listening or threading.current_thread() is not threading.main_thread():
                 return
             self._listening = True
@@ -88,6 +95,11 @@ class Leaving:
                     signal.signal(signal.SIGTERM, self._terminated)
             except ValueError:
                 pass  # a subinterpreter
+
+    def _finalize(self) -> None:
+        from multiprocessing.util import Finalize
+
+        Finalize(None, self.run, exitpriority=100)
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
         """Run the callbacks, then die of SIGTERM as the process would have without us."""

@@ -1,7 +1,7 @@
 """A simulated store: one shared bucket or folder, and for each process a client whose requests meet faults.
 
-A request takes effect at one virtual instant between its sending and its answer, whatever becomes of the
-process that sent it.  The client never sends again by itself, as the real ones don't; a duplicate is the
+A request to a bucket takes effect at one virtual instant between its sending and its answer, whatever becomes
+of the process that sent it.  The client never sends again by itself, as the real ones don't; a duplicate is the
 network's.
 """
 
@@ -123,6 +123,14 @@ class Request:
         self._answered = False
 
     def arrive(self, answer_after_s: float | None) -> None:
+        gate = self._task.gate
+        if not self._store.remote:
+            # System calls are made by the process itself: not when it is dead or went another way, nor stopped.
+            if gate.dead or self._task.parked != self._parked:
+                return
+            if gate.shut:
+                gate.kept.append(partial(self.arrive, answer_after_s))
+                return
         try:
             result, error = self._apply(), None
         except (DibsError, OSError) as raised:

@@ -14,7 +14,7 @@ from dibs.cache import Cache
 from dibs.errors import LockLost
 from dibs.runtime.system import SystemRuntime
 from dibs.stores.memory import MemoryStore
-from tests.fakes import break_lock, cache_on
+from tests.fakes import break_lock, cache_on, known_bug
 
 PATIENCE_S = 3.0
 
@@ -205,3 +205,31 @@ def test_entering_twice_in_one_task_is_a_circle_and_not_a_hang(cache: Cache) -> 
     with pytest.raises(WaitCircle):
         run(main())
     assert holder_of(cache, "name") is None
+
+
+@known_bug("a task that is cancelled between the answer and its own next step drops what it was given")
+@pytest.mark.parametrize("form", ["lock", "once"])
+def test_a_task_that_is_cancelled_at_the_moment_of_the_answer_never_keeps_it(cache: Cache, form: str) -> None:
+    async def worker() -> None:
+        async with cache.lock("x") if form == "lock" else cache.once("x"):
+            raise AssertionError("it was cancelled before")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        send = loop.call_soon_threadsafe
+
+        def send_and_cancel(what: Any, *arguments: Any, **options: Any) -> Any:
+            return send(lambda: (what(*arguments), task.cancel()))
+
+        loop.call_soon_threadsafe = send_and_cancel  # type: ignore[method-assign]
+        task = loop.create_task(worker(), context=Context())
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        loop.call_soon_threadsafe = send  # type: ignore[method-assign]
+        for _ in range(100):
+            if holder_of(cache, "x") is None:
+                break
+            await asyncio.sleep(0.005)
+
+    run(main())
+    assert holder_of(cache, "x") is None

@@ -87,8 +87,7 @@ def _hammer(name: str, folder: str, barrier: Barrier, results: Any) -> None:
     for _ in range(HOLDS_EACH):
         guard.acquire()
         entered = time.monotonic()
-        while time.monotonic() < entered + SECTION_S:
-            pass
+        time.sleep(SECTION_S)
         holds.append((entered, time.monotonic(), os.getpid()))
         guard.release()
     results.put(holds)
@@ -101,7 +100,7 @@ def waiter(where: str) -> None:
     for _ in range(2):
         for name in names:
             with fresh_folder(where) as folder:
-                held, results = FORK.Event(), FORK.SimpleQueue()
+                held, results = FORK.Barrier(2), FORK.SimpleQueue()
                 holder = FORK.Process(target=_hold, args=(name, folder, held))
                 waiting = FORK.Process(target=_wait, args=(name, folder, held, results))
                 holder.start()
@@ -115,20 +114,25 @@ def waiter(where: str) -> None:
 
 def _hold(name: str, folder: str, held: Any) -> None:
     guard = LOCKS[name](folder)
-    guard.acquire()
-    held.set()
-    time.sleep(HELD_S)
-    guard.release()
+    for held_s in (0.3, HELD_S):
+        guard.acquire()
+        held.wait()
+        time.sleep(held_s)
+        guard.release()
+        held.wait()
 
 
 def _wait(name: str, folder: str, held: Any, results: Any) -> None:
     guard: Guard = LOCKS[name](folder)
-    held.wait()
-    # What is loaded at the first wait of a process is not waiting: let it wait once for something else.
-    began, cpu = time.monotonic(), time.process_time()
-    guard.acquire()
-    results.put((time.process_time() - cpu, time.monotonic() - began))
-    guard.release()
+    # What is loaded at the first wait of a process is not waiting: only the second wait counts.
+    for _ in range(2):
+        held.wait()
+        began, cpu = time.monotonic(), time.process_time()
+        guard.acquire()
+        taken = time.process_time() - cpu, time.monotonic() - began
+        guard.release()
+        held.wait()
+    results.put(taken)
 
 
 def stampede(where: str) -> None:

@@ -63,6 +63,7 @@ class Waiter:
         self._files = cells.store.files_of(name)
         self._watch = self._runtime.watch()
         self._since = self._runtime.monotonic()
+        self._armed: tuple[str | None, tuple[str, ...]] | None = None
 
     def change(self, seen: Seen, evidence: Evidence, usual_s: float | None, limit_s: float) -> Seen:
         """Return the cell when it has changed, or `seen` itself when it is time to judge its holder again.
@@ -74,13 +75,17 @@ class Waiter:
         runtime = self._runtime
         beacons = (hold.who.beacon,) if evidence.local and hold.who.beacon else ()
         if self._files:
-            # Armed first, then looked: a change between the two is not missed.
-            self._watch.arm(self._files, beacons)
-            again = self._cells.look_again(self._name, self._key, seen.version)
-            if again is not UNCHANGED:
-                return again
+            # Armed first, then looked: a change between the two is not missed.  What was seen after the last arming
+            # need not be looked at twice.
+            if self._armed != (seen.version, beacons):
+                self._watch.arm(self._files, beacons)
+                again = self._cells.look_again(self._name, self._key, seen.version)
+                if again is not UNCHANGED:
+                    return self._looked(again, beacons)
+                self._armed = (seen.version, beacons)
             every_s = _LOOK_EVERY_S if beacons or not evidence.local else _LOOK_WITHOUT_BEACON_S
             self._watch.wait(min(every_s, limit_s))
+            self._watch.arm(self._files, beacons)
         else:
             waited_s = runtime.monotonic() - self._since
             left_s = remaining_s(seen, waited_s, usual_s)
@@ -92,7 +97,11 @@ class Waiter:
                 if self._watch.wait(min(interval_s, limit_s)):
                     return seen
         again = self._cells.look_again(self._name, self._key, seen.version)
-        return seen if again is UNCHANGED else again
+        return seen if again is UNCHANGED else self._looked(again, beacons)
+
+    def _looked(self, seen: Seen, beacons: tuple[str, ...]) -> Seen:
+        self._armed = (seen.version, beacons)
+        return seen
 
     def close(self) -> None:
         self._watch.close()

@@ -66,7 +66,8 @@ def _run(name: str, scenario: Callable[[], dict[str, Any]]) -> bool:
     except Exception:
         print(f"FAILED  {name} after {time.monotonic() - began:.1f} s\n{traceback.format_exc()}", flush=True)
         return False
-    numbers = ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in result.items())
+    words = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in result.items()]
+    numbers = ", ".join(words)
     print(f"ok      {name} ({time.monotonic() - began:.1f} s): {numbers}", flush=True)
     return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from itertools import pairwise
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
@@ -43,7 +44,7 @@ def count_under_lock(url: str, folder: str, processes: int, holds: int, **settin
         assert int(file.read()) == processes * holds, "increments were lost"
     lines = sorted(log.read(), key=lambda line: float(line["entered"]))
     assert len(lines) == processes * holds
-    for before, after in zip(lines, lines[1:], strict=False):
+    for before, after in pairwise(lines):
         assert before["left"] <= after["entered"], f"two holders at once: {before} {after}"
         assert before["generation"] < after["generation"], f"generations went back: {before} {after}"
     return {"holds": len(lines), "seconds": took_s, "holds_per_s": len(lines) / took_s}

@@ -40,7 +40,9 @@ def _rival(url: str, key: str, log_path: str, slow: bool, settings: Any) -> None
     log.write(what="rival", key=key, value=cache.get_or_compute(key, compute))
 
 
-def stop_a_worker(url: str, folder: str, rounds: int, rival: str, ttl_s: float = 0.6, **settings: Any) -> dict[str, Any]:
+def stop_a_worker(
+    url: str, folder: str, rounds: int, rival: str, ttl_s: float = 0.6, **settings: Any
+) -> dict[str, Any]:
     """Stop the computing worker beyond its ttl; meanwhile a rival has committed, computes, is absent, or the key was
     forgotten; then let it go on to its commit.  Asserts what each of the two gets and what the store says."""
     log = Log(os.path.join(folder, f"stop-{rival}.jsonl"))

@@ -14,8 +14,6 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import Context
 from typing import Any, BinaryIO
 
-import pytest
-
 from dibs import cell as table
 from dibs.cache import Cache
 from dibs.errors import Conflict, StoreUnavailable
@@ -28,11 +26,6 @@ from dibs.store import Record, Unchanged, Version
 from dibs.stores.memory import MemoryStore
 
 _hosts = itertools.count(1)
-
-
-def known_bug(what: str) -> pytest.MarkDecorator:
-    """Marks a test that shows a bug that stands; whoever mends it is told to remove the mark."""
-    return pytest.mark.xfail(reason=what, strict=True)
 
 
 class WouldHang(AssertionError):

@@ -14,7 +14,7 @@ from dibs.cache import Cache
 from dibs.errors import LockLost
 from dibs.runtime.system import SystemRuntime
 from dibs.stores.memory import MemoryStore
-from tests.fakes import break_lock, cache_on, known_bug
+from tests.fakes import break_lock, cache_on
 
 PATIENCE_S = 3.0
 
@@ -207,7 +207,6 @@ def test_entering_twice_in_one_task_is_a_circle_and_not_a_hang(cache: Cache) -> 
     assert holder_of(cache, "name") is None
 
 
-@known_bug("a task that is cancelled between the answer and its own next step drops what it was given")
 @pytest.mark.parametrize("form", ["lock", "once"])
 def test_a_task_that_is_cancelled_at_the_moment_of_the_answer_never_keeps_it(cache: Cache, form: str) -> None:
     async def worker() -> None:

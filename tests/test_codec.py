@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from dibs.codec import Codec, digest
 from dibs.errors import CodecError
-from tests.fakes import known_bug
 
 CODEC = Codec(None)
 REFUSING = Codec("pickles are refused here")
@@ -234,7 +233,6 @@ def test_equal_bytes_have_equal_digests_and_others_do_not() -> None:
     assert len(digest(b"")) == 32
 
 
-@known_bug("a part that stands there twice sends the whole value to pickle, which shared stores refuse")
 def test_a_list_that_names_a_small_part_twice_needs_no_pickle() -> None:
     row = [0, 0]
     assert REFUSING.encode([row] * 3).codec == "json"

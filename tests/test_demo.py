@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from dibs import SettingsError
 from dibs.demo import INTERRUPTED, WRONG_USAGE, run_demo
 from dibs.demo.crew import Strike
 from dibs.demo.journal import Entry
@@ -126,6 +127,14 @@ def test_it_refuses_what_makes_no_sense(
     pytest.importorskip("sklearn")
     assert run_demo(store, s3, as_json=False, workers=workers) == WRONG_USAGE
     assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variable", ["DIBS_DISABLE", "DIBS_READ_ONLY"])
+def test_it_refuses_a_cache_that_keeps_nothing(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(SettingsError, match=variable):
+        run_demo(str(tmp_path / "store"), s3=False, as_json=True)
 
 
 # --- the verdicts see broken promises -------------------------------------------------------------------

@@ -339,8 +339,9 @@ class Cache:
         self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Cache], tuple[Any, ...]]:
-        url = getattr(self._store, "picklable_url", self._store.url)
-        return _reopened, (url, self.settings)
+        if self._store.url.startswith("memory:"):
+            raise SettingsError("a memory: cache lives in one process and can't be sent to another: use a folder")
+        return _reopened, (self._store.url, self.settings)
 
     def __repr__(self) -> str:
         return f"<dibs.Cache {self._store.url}>"

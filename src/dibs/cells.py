@@ -12,7 +12,7 @@ from itertools import count
 from typing import Final, Literal, NamedTuple
 
 from dibs.card import Card, raise_floor
-from dibs.cell import Cell, how_ended
+from dibs.cell import TRAIL_LENGTH_MAX, Cell, how_ended
 from dibs.errors import Conflict, StoreUnavailable
 from dibs.events import Events
 from dibs.record import Damaged, decode, encode
@@ -26,7 +26,10 @@ _BACKOFF_S: Final = (0.01, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
 class Changed(Conflict):
-    """Somebody else changed the record first; `record` is what stands there now."""
+    """Somebody else has changed the record; `record` is what stands there now.
+
+    Ours may have stood there in between: a write without an answer, or whose request was sent twice.
+    """
 
     def __init__(self, name: str, record: Record | None) -> None:
         super().__init__(f"{name} was changed by somebody else")
@@ -133,6 +136,8 @@ class Cells:
         try:
             return Seen(cell, self.store.swap(name, seen.version, data), attempt)
         except StoreUnavailable as error:
+            if error.certain:
+                raise
             return self._settle(name, seen, cell, attempt, data, patience_s, error)
         except Conflict:
             if not self.store.remote:
@@ -184,16 +189,32 @@ class Cells:
         The event leaves `claim` in the trail: a write whose answer was lost is not done again on top of what
         others wrote since.
         """
+        seen = self.look(name, key)
         for round_ in range(200):
-            seen = self.look(name, key)
             cell = event(seen)
-            if cell is None or (round_ and how_ended(seen.cell, claim) is not None):
+            if cell is None:
                 return seen
+            before = seen.cell
             try:
                 return self.write(name, seen, cell, patience_s)
-            except Conflict:
+            except Conflict as conflict:
+                seen = self.look_after(conflict, name, key)
+                if how_ended(seen.cell, claim) is not None:
+                    return seen
+                if isinstance(conflict, Changed) and not _reaches_back(seen.cell, before):
+                    raise StoreUnavailable(
+                        f"{key!r} in {self.store.url} was changed so often meanwhile that it can't be told whether "
+                        "this change was one of them; look, and ask again if need be"
+                    ) from conflict
                 self.runtime.sleep(0.001 * min(round_, 50) * self.runtime.jitter())
         raise StoreUnavailable(f"{key!r} in {self.store.url} was changed by others 200 times in a row")
+
+
+def _reaches_back(now: Cell, before: Cell) -> bool:
+    """True when the trail of `now` holds everything that happened since `before`."""
+    if len(now.trail) < TRAIL_LENGTH_MAX:
+        return True
+    return bool(before.trail) and before.trail[0] in now.trail
 
 
 def _attempt_of(record: Record) -> str | None:

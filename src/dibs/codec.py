@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 import re
 import sys
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from blake3 import blake3
 from dibs.errors import CodecError
 
 _DEPTH_MAX: Final = 100
+_REPEATED_MAX: Final = 10_000
 _SURROGATES: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _parse: Final = json.JSONDecoder().decode
 _INT_BITS_MAX: Final = 10_000
@@ -50,7 +50,7 @@ class Codec:
             return Encoded("bytes", value)
         if kind is str:
             return Encoded("str", value.encode("utf-8", "surrogatepass"))
-        if _is_json(value, 0, set()):
+        if _is_json(value):
             return Encoded("json", json.dumps(value, separators=(",", ":")).encode())
         numpy = sys.modules.get("numpy")
         if numpy is not None and kind is numpy.ndarray and not value.dtype.hasobject:
@@ -91,25 +91,41 @@ class Codec:
             ) from error
 
 
-def _is_json(value: Any, depth: int, seen: set[int]) -> bool:
-    """True when JSON gives back exactly this value, types included, and no part of it stands there twice."""
+def _is_json(value: Any) -> bool:
+    """True when JSON gives back exactly this value, types included, and says it at no great length."""
+    sizes: dict[int, int] = {}
+    size = _json_size(value, 0, sizes)
+    return 0 < size <= 10 * len(sizes) + _REPEATED_MAX
+
+
+def _json_size(value: Any, depth: int, sizes: dict[int, int]) -> int:
+    """How many values JSON would write, shared ones each time; 0 when it can't say this one.
+
+    `sizes` has those of the lists and dicts that were counted, so that a shared one is walked once.
+    """
     kind = type(value)
     if value is None or kind is bool or kind is float:
-        return True
+        return 1
     if kind is str:
         # Two lone surrogates in a row would come back as one character.
-        return bool(value.isascii()) or _SURROGATES.search(value) is None
+        return int(value.isascii() or _SURROGATES.search(value) is None)
     if kind is int:
-        return bool(value.bit_length() <= _INT_BITS_MAX)
-    if depth >= _DEPTH_MAX or (kind is not list and kind is not dict) or id(value) in seen:
-        return False
-    seen.add(id(value))
-    if kind is list:
-        return all(_is_json(item, depth + 1, seen) for item in value)
-    return all(
-        type(key) is str and _is_json(key, depth, seen) and _is_json(item, depth + 1, seen)
-        for key, item in value.items()
-    )
+        return int(value.bit_length() <= _INT_BITS_MAX)
+    if depth >= _DEPTH_MAX or (kind is not list and kind is not dict):
+        return 0
+    known = sizes.get(id(value))
+    if known is not None:
+        return known
+    total = 1
+    for item in value if kind is list else value.values():
+        size = _json_size(item, depth + 1, sizes)
+        if not size:
+            return 0
+        total += size
+    if kind is dict and not all(type(key) is str and _json_size(key, depth, sizes) for key in value):
+        return 0
+    sizes[id(value)] = total
+    return total
 
 
 def _load_npy(payload: bytes) -> Any:
@@ -118,10 +134,16 @@ def _load_npy(payload: bytes) -> Any:
     return numpy.load(io.BytesIO(payload), allow_pickle=False)
 
 
+def _load_pickle(payload: bytes) -> Any:
+    import pickle
+
+    return pickle.loads(payload)
+
+
 _DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
     "bytes": bytes,
     "str": lambda payload: payload.decode("utf-8", "surrogatepass"),
     "json": lambda payload: _parse(payload.decode("ascii")),
     "npy": _load_npy,
-    "pickle": pickle.loads,
+    "pickle": _load_pickle,
 }

@@ -28,6 +28,8 @@ _ANNOUNCE_AFTER_S: Final = 0.5
 _REPORT_EVERY_S: Final = 30.0
 _CIRCLE_LENGTH_MAX: Final = 32
 _SILENCE_SLACK_S: Final = 0.01
+_OUTAGES_TTL: Final = 5
+_OUTAGE_MIN_S: Final = 60.0
 
 holds_of_flow: ContextVar[tuple[ref[LiveHold], ...]] = ContextVar("holds_of_flow", default=())
 """What the running flow (thread or task) holds, outermost first; a new task inherits what it was started under.
@@ -124,7 +126,7 @@ class Contender:
                 if how is None:
                     attempt.wait()
                     continue
-                if seen.cell.hold is not None and deaths_max is not None and attempt.deaths() + 1 >= deaths_max:
+                if how is table.take_over and deaths_max is not None and attempt.deaths() + 1 >= deaths_max:
                     attempt.bury()
                     continue
                 hold = LiveHold(self.cells, self.heartbeat, name, key, terms)
@@ -188,7 +190,7 @@ class _Attempt:
         self._address, self._name, self._key = address(space, key), record_name(space, key), key
         self._wait_s = wait_s
         self._usual_s = usual_s
-        self._began = self._runtime.monotonic()
+        self._began = self._answered_at = self._runtime.monotonic()
         self._waiter: Waiter | None = None
         self._reported_at: float | None = None
         self._announced: tuple[LiveHold, ...] = ()
@@ -247,7 +249,6 @@ class _Attempt:
         left_s = self._left_s()
         if left_s <= 0:
             raise WaitTimeout(f"{self._key!r} is still held after {self._waited_s():.1f} s by {self._by()}")
-        self._look_for_circle()
         self._report()
         if self._waiter is None:
             self._waiter = Waiter(self._cells, self._name, self._key)
@@ -258,10 +259,13 @@ class _Attempt:
         noted_s = self._runtime.monotonic() - self._noted[1]
         left_s = min(left_s, max(silent_after_s(hold.ttl_s) - noted_s, 0.0) + _SILENCE_SLACK_S)
         try:
+            self._look_for_circle()
             self.seen = self._waiter.change(self.seen, self._evidence, self._usual_s, left_s)
+            self._answered_at = self._runtime.monotonic()
         except StoreUnavailable:
-            # Waiting outlives an outage as long as the caller would wait.
-            if self._left_s() <= 0:
+            # Waiting outlives an outage, but not one of which no end is in sight.
+            outage_s = self._runtime.monotonic() - self._answered_at
+            if self._left_s() <= 0 or outage_s > max(_OUTAGES_TTL * hold.ttl_s, _OUTAGE_MIN_S):
                 raise
             self._runtime.sleep(min(1.0, max(self._left_s(), 0.0)) * (0.5 + self._runtime.jitter() / 2))
 

@@ -31,8 +31,13 @@ class Conflict(DibsError):
 class StoreUnavailable(DibsError):
     """The store did not answer, or answered with a passing fault.
 
-    A write that raises this may or may not have happened, and may still happen later.
+    A write that raises this may or may not have happened, and may still happen later; unless `certain`: then nothing
+    was written, and asking again won't help before somebody makes room.
     """
+
+    def __init__(self, message: str = "", certain: bool = False) -> None:
+        super().__init__(message)
+        self.certain = certain
 
 
 class StoreUnsuitable(DibsError):

@@ -42,13 +42,12 @@ class Heartbeat:
         self._serials = count(1)
         self._wakes_at: float | None = None
 
-    def add(self, hold: Beating) -> None:
-        """Begin to beat for `hold`, first after its `beat_s`.
+    def add(self, hold: Beating, since: float | None = None) -> None:
+        """Begin to beat for `hold`, first `beat_s` after `since` (when it was asked for; default: now).
 
         A scheduler that rests, or would wake in time anyway, is not woken: short holds cost no thread switch.
         """
-        now = self._runtime.monotonic()
-        hold.due_at = now + hold.beat_s
+        hold.due_at = (self._runtime.monotonic() if since is None else since) + hold.beat_s
         hold.beating = False
         hold.serial = next(self._serials)
         with self._lock:

@@ -105,7 +105,7 @@ class LiveHold:
             raise
         self.generation, self.epoch = self._seen.cell.generation, self._seen.cell.epoch
         try:
-            self._heartbeat.add(self)
+            self._heartbeat.add(self, self._marks[0])
         except BaseException:
             self._tidy()
             raise
@@ -116,7 +116,7 @@ class LiveHold:
         with suppress(DibsError):  # the interrupt is what the caller must hear of
             seen = self._cells.look(self.name, self.key)
             if table.holds(seen.cell, self.claim):
-                self._cells.write(self.name, seen, table.release(seen.cell, self.claim), self.terms.beat_s)
+                self._cells.write(self.name, seen, table.release(seen.cell, self.claim), patience_s=0.0)
 
     # -- keeping it ----------------------------------------------------------------------------------------------
 
@@ -212,16 +212,19 @@ class LiveHold:
 
     # -- ending it -----------------------------------------------------------------------------------------------
 
-    def release(self) -> None:
-        """Give the hold up; raises LockLost when it was lost before."""
-        self._end(lambda cell: table.release(cell, self.claim), "released")
+    def release(self, patience_s: float | None = None) -> None:
+        """Give the hold up; raises LockLost when it was lost before.
+
+        A store that doesn't answer is asked again for `patience_s` (default: a ttl, after which others act anyway).
+        """
+        self._end(lambda cell: table.release(cell, self.claim), "released", patience_s)
 
     def fail(self, error: str) -> None:
         """Give the hold up because the computation raised `error` (a traceback as text)."""
         who = self._runtime.holder(self._cells.beacon_dir)
         self._end(lambda cell: table.fail(cell, self.claim, error, f"{who.host} pid {who.pid}"), "failed")
 
-    def _end(self, event: Callable[[Cell], Cell], how: str) -> None:
+    def _end(self, event: Callable[[Cell], Cell], how: str, patience_s: float | None = None) -> None:
         if not self.mine():
             return  # a forked child owns nothing that its parent holds
         with self._mutex:
@@ -231,13 +234,23 @@ class LiveHold:
             # Whatever comes: it is not kept any more, and if the store stays silent its ttl ends it.
             self.ended = True
             if not self.lost_because:
-                if self._rewrite(event, self.terms.ttl_s) or table.how_ended(self._seen.cell, self.claim) == how:
-                    if not self.contested:
-                        self._cells.remember(self.name, self._seen)
+                if self._given_up(event, self.terms.ttl_s if patience_s is None else patience_s, how):
                     return
                 self._lose()
         self._tell()
         raise LockLost(f"{self.key!r} (generation {self.generation}): {self._why_lost()}")
+
+    def _given_up(self, event: Callable[[Cell], Cell], patience_s: float, how: str) -> bool:
+        try:
+            done = self._rewrite(event, patience_s) or table.how_ended(self._seen.cell, self.claim) == how
+        except DibsError:
+            raise
+        except BaseException:
+            self._tidy()
+            raise
+        if done and not self.contested:
+            self._cells.remember(self.name, self._seen)
+        return done
 
     def commit(self, value: Value, patience_s: float) -> Outcome:
         """Publish `value` if the epoch that it was computed for is still asked for and has no value yet.

@@ -35,6 +35,7 @@ class Lock:
         self._reentrant = reentrant
         self._hold: LiveHold | None = None
         self._shared = False
+        self._tried = False
 
     def acquire(self) -> Self:
         """Take the lock; raises WaitTimeout when somebody else keeps it for longer than `wait_s`.
@@ -105,6 +106,9 @@ class Lock:
         return self._hold
 
     def __enter__(self) -> Self:
+        if self._tried:  # taken by try_lock just before
+            self._tried = False
+            return self
         return self.acquire()
 
     def __exit__(
@@ -140,9 +144,11 @@ def try_lock(contender: Contender, name: str, terms: Terms) -> Lock | None:
     """Return the lock, taken, or None at once when somebody else has it."""
     lock = Lock(contender, name, terms, wait_s=0.0)
     try:
-        return lock.acquire()
+        lock.acquire()
     except WaitTimeout:
         return None
+    lock._tried = True
+    return lock
 
 
 def _never_settled(seen: Seen) -> Settled[Cell] | None:

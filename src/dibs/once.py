@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from dibs import cell as table
@@ -16,6 +17,7 @@ from dibs.cells import Cells, Seen
 from dibs.codec import Encoded
 from dibs.contend import Contender, Settled, enter, leave, raise_if_own
 from dibs.errors import (
+    CodecError,
     ComputeFailed,
     DibsError,
     LockLost,
@@ -283,12 +285,14 @@ class Once:
                 flight.payload = encoded
                 self._close(name, flight)
             value = self._values.store(name, encoded, hold.epoch, hold.claim, cost_s, expires_s)
-            outcome = hold.commit(value, patience_s=2 * self._terms.ttl_s)
+            outcome = hold.commit(value, patience_s=self._terms.ttl_s)
         except (StoreUnavailable, StoreUnsuitable) as problem:
-            self.give_up(hold, None)
+            self._abandon(hold)
             return self._unpublished(hold, result, problem)
         except BaseException:
-            self.give_up(hold, None)
+            if flight is not None:
+                flight.payload = None
+            self._abandon(hold)
             raise
         return self._settle(name, hold, value, result, outcome, flight)
 
@@ -298,18 +302,26 @@ class Once:
         if outcome.how == "published":
             self._events.emit("committed", hold.key, hold.generation, hold.epoch)
             return result
+        if flight is not None:
+            flight.payload = None  # the followers look for themselves
         self._values.discard(value)
+        reason = outcome.reason
         if outcome.how == "adopted":
-            found = self._values.load(name, outcome.seen, table_current)
+            try:
+                found = self._values.load(name, outcome.seen, lambda seen: table.current(seen.cell))
+            except (CodecError, StoreUnavailable, StoreUnsuitable) as problem:
+                found, reason = None, f"another worker's value came first, and can't be had: {problem}"
             if found is not None:
                 self._events.emit("adopted", hold.key, hold.generation, hold.epoch)
-                if flight is not None:
-                    flight.payload = None  # the followers read the winner's too
                 return found[0]
-        if flight is not None:
-            flight.payload = None
-        self._events.emit("refused", hold.key, hold.generation, hold.epoch, detail=outcome.reason)
+        self._events.emit("refused", hold.key, hold.generation, hold.epoch, detail=reason)
         return result
+
+    def _abandon(self, hold: LiveHold) -> None:
+        """Give up a hold after trouble at its commit: one try, for the caller has waited long enough."""
+        self._cells.abandon(hold.claim)
+        with suppress(DibsError):
+            hold.release(patience_s=0.0)
 
     def _unpublished(self, hold: LiveHold, result: Any, problem: Exception) -> Any:
         """The caller gets what it computed, whatever the store says; the error is reported."""
@@ -331,10 +343,6 @@ class Once:
         if len(self._usual_s) < 1000 or family in self._usual_s:
             before = self._usual_s.get(family, cost_s)
             self._usual_s[family] = 0.7 * before + 0.3 * cost_s
-
-
-def table_current(seen: Seen) -> Value | None:
-    return table.current(seen.cell)
 
 
 def _text_of(error: Exception) -> str:

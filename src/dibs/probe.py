@@ -47,9 +47,9 @@ def probe(store: Backend, runtime: Runtime) -> str:
         name = f"probe/{runtime.token()}"
         try:
             return _probe(store, name)
-        except StoreUnavailable:
+        except (StoreUnavailable, Conflict) as error:
             if attempt == _ATTEMPTS_MAX - 1:
-                raise
+                raise StoreUnavailable(f"{store.url} could not be probed: {error}") from error
             runtime.sleep(0.2 + runtime.jitter())
         finally:
             with suppress(DibsError):
@@ -61,7 +61,7 @@ def _probe(store: Backend, name: str) -> str:
     body = [f"dibs probe {number} {name}".encode() for number in range(6)]
     if store.read(name) is not None:
         raise _lies(store, "it answers a read of a name that was never written")
-    first = store.swap(name, None, body[0])
+    first = _swapped(store, name, None, body[0])
     _must_refuse(store, lambda: store.swap(name, None, body[1]), "it ignores If-None-Match (create only if absent)")
     second = _swap_in_a_dialect(store, name, first, body[2])
     if second == first:
@@ -82,8 +82,19 @@ def _swap_in_a_dialect(store: Backend, name: str, old: Version, new: bytes) -> V
     for dialect in store.dialects:
         store.dialect = dialect
         with suppress(Conflict):
-            return store.swap(name, old, new)
+            return _swapped(store, name, old, new)
     raise _lies(store, "it refuses If-Match with the version that it has just given out")
+
+
+def _swapped(store: Backend, name: str, old: Version | None, new: bytes) -> Version:
+    """Swap; a refusal may be the second answer to a request that was sent twice on its way."""
+    try:
+        return store.swap(name, old, new)
+    except Conflict:
+        record = store.read(name)
+        if isinstance(record, Record) and record.data == new:
+            return record.version
+        raise
 
 
 def _must_refuse(store: Backend, write: Callable[[], Version], lie: str) -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from dibs.errors import SettingsError
 from dibs.liveness import BEATS_PER_TTL, TRUST_PER_TTL, TTL_MAX_S, TTL_MIN_S
-
-_CONFIG_SIZE_MAX: Final = 1_000_000
 
 
 class Settings(NamedTuple):
@@ -65,7 +62,7 @@ def gather(arguments: Mapping[str, Any], environ: Mapping[str, str] = os.environ
     Raises SettingsError, which names the setting and where it stands.
     """
     found: dict[str, Any] = {}
-    for source, values in (_from_files(Path.cwd()), _from_environment(environ), ("an argument", dict(arguments))):
+    for source, values in (_from_files(), _from_environment(environ), ("an argument", dict(arguments))):
         for name, value in values.items():
             found[name] = _checked(name, value, source)
     url = found.pop("url", None)
@@ -116,27 +113,36 @@ def _parsed(variable: str, text: str) -> Any:
     return text
 
 
-def _from_files(start: Path) -> tuple[str, dict[str, Any]]:
-    for folder in (start, *start.parents):
+def _from_files() -> tuple[str, dict[str, Any]]:
+    folder = os.getcwd()
+    while True:  # ends at the root
         for name in ("dibs.toml", "pyproject.toml"):
-            path = folder / name
-            if not path.is_file() or path.stat().st_size > _CONFIG_SIZE_MAX:
-                continue
-            import tomllib
+            path = os.path.join(folder, name)
+            if os.path.isfile(path):
+                table = _table_in(path, name)
+                if table is not None:
+                    return path, table
+        if folder == os.path.dirname(folder):
+            return "", {}
+        folder = os.path.dirname(folder)
 
-            try:
-                content = tomllib.loads(path.read_text("utf-8"))
-            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-                if name == "pyproject.toml":
-                    continue  # somebody else's file; whoever owns it will complain
-                raise SettingsError(f"{path}: {error}") from error
-            tool = content.get("tool")
-            table = content if name == "dibs.toml" else tool.get("dibs") if isinstance(tool, dict) else None
-            if table is not None and not isinstance(table, dict):
-                raise SettingsError(f"{path}: [tool.dibs] must be a table of settings, not {table!r}")
-            if table is not None:
-                return str(path), dict(table)
-    return "", {}
+
+def _table_in(path: str, name: str) -> dict[str, Any] | None:
+    """The settings in a file; None when it has none."""
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            content = tomllib.load(file)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        if name == "pyproject.toml":
+            return None  # somebody else's file; whoever owns it will complain
+        raise SettingsError(f"{path}: {error}") from error
+    tool = content.get("tool")
+    table = content if name == "dibs.toml" else tool.get("dibs") if isinstance(tool, dict) else None
+    if table is not None and not isinstance(table, dict):
+        raise SettingsError(f"{path}: [tool.dibs] must be a table of settings, not {table!r}")
+    return table
 
 
 def _checked(name: str, value: Any, source: str) -> Any:

@@ -58,4 +58,10 @@ async def in_thread(
         return True
 
     runtime.start(run, "dibs-task")
-    return await answer
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        if answer.done() and not answer.cancelled() and answer.exception() is None:
+            result = answer.result()  # it came, and the task was cancelled before it could take it
+            runtime.start(lambda: (give_back(result), None)[1], "dibs-task")
+        raise

@@ -12,7 +12,7 @@ from dibs.cells import Cells, Seen
 from dibs.codec import Codec, Encoded, digest
 from dibs.errors import CorruptValue, DibsError
 from dibs.events import log
-from dibs.names import blob_name
+from dibs.names import KEYS, blob_name, record_name
 from dibs.store import INLINE_SIZE_MAX, Backend
 
 _LOOKS_MAX: Final = 5
@@ -28,12 +28,20 @@ class Values:
         self._runtime = cells.runtime
 
     def age_s(self, seen: Seen) -> float:
-        """Age of the cell's value by the store's own clock (by ours, where the store can't tell)."""
+        """Age of the cell's value by the store's own clock.
+
+        Where that can't tell: in a folder by the wall clock of this machine, which wrote it (it was booted since);
+        else by how long this host has seen the record.
+        """
         value = seen.cell.value
         assert value is not None
-        if seen.age_s is None:
+        if seen.age_s is not None:
+            return value.age_s + seen.age_s
+        if not self._cells.store.remote:
             return max(self._runtime.wall() - value.at, 0.0)
-        return value.age_s + seen.age_s
+        name = record_name(KEYS, seen.cell.key)
+        first_s = self._runtime.first_seen(self._cells.card.store_id, name, seen.version or "")
+        return value.age_s + self._runtime.monotonic() - first_s
 
     def fresh(self, seen: Seen) -> Value | None:
         """The value that a reader may have: of the cell's own epoch and not expired."""

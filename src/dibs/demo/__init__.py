@@ -137,9 +137,12 @@ def _show(place: Place, as_json: bool, workers: int, fresh: bool) -> int:
 def _clear(place: Place, fresh: bool, screen: Screen) -> bool:
     """True when all keys are there from an earlier run; otherwise what is left of one is forgotten.
 
-    Raises WaitTimeout when somebody is computing one of them.
+    Raises WaitTimeout when somebody is computing one of them, SettingsError when nothing may be written.
     """
     with dibs.open(place.url, ttl_s=place.ttl_s) as cache:
+        for setting in ("disable", "read_only"):
+            if getattr(cache.settings, setting):
+                raise dibs.SettingsError(f"{setting} is set, by DIBS_{setting.upper()} or a file: a demo needs a cache")
         present = sum(key in cache for key in TASKS)
         if present == len(TASKS) and not fresh:
             screen.write(f"All {present} keys are in {place.words}, from an earlier run (--fresh computes them again)")

@@ -46,7 +46,7 @@ def translated(error: OSError, path: str) -> DibsError:
     reason = os.strerror(error.errno) if error.errno else str(error)
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
-            return StoreUnavailable(f"disk full: {path}: {reason}. Free some space or raise the quota.")
+            return StoreUnavailable(f"disk full: {path}: {reason}. Free some space or raise the quota.", certain=True)
         case errno.EROFS | errno.EACCES | errno.EPERM:
             return StoreUnsuitable(
                 f"{path} can't be used: {reason}. "

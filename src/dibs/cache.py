@@ -32,6 +32,7 @@ from dibs.values import Values
 T = TypeVar("T")
 
 _DEFAULT_URL: Final = "./.dibs"
+_CLOSE_PATIENCE_S: Final = 2.0
 _UNSET: Final[Any] = object()
 
 KEY_SIZE_MAX: Final = 4096
@@ -317,6 +318,7 @@ class Cache:
         if self._closed:
             return
         self._closed = True
+        self._heartbeat.close(_CLOSE_PATIENCE_S)
         for hold in self._heartbeat.living():
             if isinstance(hold, LiveHold) and hold.mine():
                 try:

@@ -11,6 +11,7 @@ from itertools import count
 from typing import Final, Protocol
 from weakref import ref
 
+from dibs.errors import StoreUnavailable
 from dibs.events import log
 from dibs.runtime import Event, Runtime
 
@@ -41,6 +42,27 @@ class Heartbeat:
         self._holds: dict[int, ref[Beating]] = {}
         self._serials = count(1)
         self._wakes_at: float | None = None
+        self._closed = False
+        self._expected = 0
+
+    def expect(self) -> None:
+        """A hold is about to be asked for; `expected` must follow.  Raises StoreUnavailable once closed."""
+        with self._lock:
+            if self._closed:
+                raise StoreUnavailable("this cache is closed, or its process is about to end: no new holds")
+            self._expected += 1
+
+    def expected(self) -> None:
+        with self._lock:
+            self._expected -= 1
+
+    def close(self, patience_s: float) -> None:
+        """Let no hold come any more, and wait for those that are just being asked for."""
+        with self._lock:
+            self._closed = True
+        give_up_at = self._runtime.monotonic() + patience_s
+        while self._expected and self._runtime.monotonic() < give_up_at:
+            self._runtime.sleep(0.01)
 
     def add(self, hold: Beating, since: float | None = None) -> None:
         """Begin to beat for `hold`, first `beat_s` after `since` (when it was asked for; default: now).
@@ -51,6 +73,8 @@ class Heartbeat:
         hold.beating = False
         hold.serial = next(self._serials)
         with self._lock:
+            if self._closed:
+                raise StoreUnavailable("this cache was closed while the hold was asked for")
             self._holds[hold.serial] = ref(hold)
             if self._wakes_at is None:
                 self._wakes_at = hold.due_at

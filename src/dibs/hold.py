@@ -88,6 +88,13 @@ class LiveHold:
 
         Raises Conflict when somebody else was faster.
         """
+        self._heartbeat.expect()
+        try:
+            self._acquire(seen, event)
+        finally:
+            self._heartbeat.expected()
+
+    def _acquire(self, seen: Seen, event: Callable[[Cell, Hold], Cell]) -> None:
         runtime, terms = self._runtime, self.terms
         self._marks = self._began = runtime.elapsed_marks()
         who = runtime.holder(self._cells.beacon_dir)

@@ -282,28 +282,25 @@ class Once:
         try:
             encoded = self._values.encode(result)
             if flight is not None:
-                flight.payload = encoded
                 self._close(name, flight)
             value = self._values.store(name, encoded, hold.epoch, hold.claim, cost_s, expires_s)
             outcome = hold.commit(value, patience_s=self._terms.ttl_s)
         except (StoreUnavailable, StoreUnsuitable) as problem:
             self._abandon(hold)
-            return self._unpublished(hold, result, problem)
+            self._unpublished(hold, problem)
         except BaseException:
-            if flight is not None:
-                flight.payload = None
             self._abandon(hold)
             raise
-        return self._settle(name, hold, value, result, outcome, flight)
-
-    def _settle(
-        self, name: str, hold: LiveHold, value: Value, result: Any, outcome: Outcome, flight: Flight | None
-    ) -> Any:
-        if outcome.how == "published":
+        else:
+            if outcome.how != "published":
+                return self._settle(name, hold, value, result, outcome)
             self._events.emit("committed", hold.key, hold.generation, hold.epoch)
-            return result
         if flight is not None:
-            flight.payload = None  # the followers look for themselves
+            flight.payload = encoded
+        return result
+
+    def _settle(self, name: str, hold: LiveHold, value: Value, result: Any, outcome: Outcome) -> Any:
+        """Somebody else's value, or another epoch, came first; the followers of this flight look for themselves."""
         self._values.discard(value)
         reason = outcome.reason
         if outcome.how == "adopted":
@@ -323,10 +320,9 @@ class Once:
         with suppress(DibsError):
             hold.release(patience_s=0.0)
 
-    def _unpublished(self, hold: LiveHold, result: Any, problem: Exception) -> Any:
+    def _unpublished(self, hold: LiveHold, problem: Exception) -> None:
         """The caller gets what it computed, whatever the store says; the error is reported."""
         self._events.emit("unpublished", hold.key, hold.generation, hold.epoch, detail=str(problem))
-        return result
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------
 

@@ -92,6 +92,7 @@ def drawn(seed: int, **fixed: Any) -> Settings:
     rates = Rates(
         lost=rate(0.05), answer_lost=rate(0.05), ghost=rate(0.03), duplicate=rate(0.05),
         refused=rate(0.05), slow=rate(0.05), kill=rate(0.01), pause=rate(0.02), terminate=rate(0.01),
+        second_answer=rate(0.03),
     )  # fmt: skip
     strikes = Strikes(
         kills=number(4), terminations=number(2), pauses=number(8), suspends=number(4),

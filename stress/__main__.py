@@ -18,8 +18,10 @@ from typing import Any
 from dibs.testing.servers import Server, ServiceMissing, ceph, ministack
 from stress.clocks import skewed_clocks
 from stress.damage import Objects, damage_everything, fresh_folder
+from stress.failures import failing_key, killing_key
 from stress.faults import all_faults
 from stress.fleet import METHODS
+from stress.full_disk import full_disk
 from stress.kills import kill_on_another_host, kill_the_holder, poll_by_fresh_processes
 from stress.locks import count_under_lock, one_owner
 from stress.once import compute_once
@@ -60,7 +62,7 @@ def _run(name: str, scenario: Callable[[], dict[str, Any]]) -> bool:
     began = time.monotonic()
     try:
         result = scenario()
-    except ServiceMissing as why:
+    except (ServiceMissing, PermissionError) as why:
         print(f"NOT RUN {name}: {why}", flush=True)
         return False
     except Exception:
@@ -113,6 +115,11 @@ def _scenarios(server: Callable[[str], Server], share: float) -> dict[str, Calla
         "stop lock local": lambda: stop_a_lock_holder(local(), folder(), some(50)),
         "stop lock s3": lambda: stop_a_lock_holder(s3(), folder(), some(10), ttl_s=2.0),
         "faults s3": lambda: all_faults(server("ministack"), BUCKET, folder(), some(20)),
+        "failing local": lambda: failing_key(local(), folder()),
+        "failing s3": lambda: failing_key(s3(), folder()),
+        "killing local": lambda: killing_key(local(), folder()),
+        "killing s3": lambda: killing_key(s3(), folder()),
+        "full disk": lambda: full_disk(folder()),
         "stale locks": lambda: one_owner(local(), folder(), some(400), 8, stale=True),
         "fresh locks": lambda: one_owner(local(), folder(), some(2000), 8, stale=False),
         "clocks behind": lambda: skewed_clocks(local(), folder(), 2.0, 600, 0),

@@ -10,7 +10,9 @@ import pytest
 
 from stress.clocks import skewed_clocks
 from stress.damage import damage_everything, fresh_folder
+from stress.failures import failing_key, killing_key
 from stress.fleet import METHODS
+from stress.full_disk import full_disk
 from stress.kills import kill_on_another_host, kill_the_holder, poll_by_fresh_processes
 from stress.locks import count_under_lock, one_owner
 from stress.once import compute_once
@@ -70,6 +72,21 @@ def test_no_name_has_two_owners(tmp_path: Path, names: int, stale: bool) -> None
 @pytest.mark.parametrize(("holder_skew_s", "taker_skew_s"), [(600, 0), (0, 600)])
 def test_wall_clocks_ten_minutes_apart_change_nothing(tmp_path: Path, holder_skew_s: int, taker_skew_s: int) -> None:
     skewed_clocks(str(tmp_path / "cache"), str(tmp_path), 1.5, holder_skew_s, taker_skew_s)
+
+
+def test_a_key_that_fails_is_tried_in_turn_and_then_given_up_with_its_traceback(tmp_path: Path) -> None:
+    failing_key(str(tmp_path / "cache"), str(tmp_path))
+
+
+def test_a_key_that_kills_its_workers_is_given_up_after_so_many_deaths(tmp_path: Path) -> None:
+    killing_key(str(tmp_path / "cache"), str(tmp_path))
+
+
+def test_on_a_full_disk_the_caller_gets_its_value_and_the_cache_stays_clean(tmp_path: Path) -> None:
+    try:
+        full_disk(str(tmp_path))
+    except PermissionError as why:
+        pytest.skip(str(why))
 
 
 def test_a_damaged_file_is_a_healed_miss_and_never_a_wrong_value(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from dibs.testing.servers import Server
 from stress.damage import Objects, damage_everything
+from stress.failures import failing_key, killing_key
 from stress.faults import all_faults
 from stress.kills import kill_on_another_host, kill_the_holder, poll_by_fresh_processes
 from stress.locks import count_under_lock
@@ -66,6 +67,14 @@ def test_a_worker_that_was_stopped_beyond_its_ttl_does_no_harm(url: str, tmp_pat
 
 def test_a_lock_holder_that_was_stopped_beyond_its_ttl_is_told(url: str, tmp_path: Path) -> None:
     stop_a_lock_holder(url, str(tmp_path), rounds=2, ttl_s=2.0)
+
+
+def test_a_key_that_fails_is_tried_in_turn_and_then_given_up_with_its_traceback(url: str, tmp_path: Path) -> None:
+    failing_key(url, str(tmp_path))
+
+
+def test_a_key_that_kills_its_workers_is_given_up_after_so_many_deaths(url: str, tmp_path: Path) -> None:
+    killing_key(url, str(tmp_path))
 
 
 def test_no_fault_at_any_call_of_any_operation_is_misreported(ministack_server: Server, tmp_path: Path) -> None:

@@ -15,17 +15,20 @@ from dibs import cell as table
 from dibs.cell import Cell, Hold
 from dibs.cells import Cells, Seen
 from dibs.errors import Conflict, StoreUnavailable, WaitCircle, WaitTimeout
+from dibs.events import Kind
 from dibs.heartbeat import Heartbeat
 from dibs.hold import LiveHold, Terms
 from dibs.liveness import Verdict, judge, silent_after_s
 from dibs.names import address, from_address, record_name
 from dibs.runtime import Evidence
-from dibs.waiting import Waiter
+from dibs.waiting import Waiter, remaining_s
 
 T = TypeVar("T")
 
 _ANNOUNCE_AFTER_S: Final = 0.5
-_REPORT_EVERY_S: Final = 30.0
+_REPORTS_S: Final = (1.0, 10.0, 60.0)
+_REPORT_LOUDLY_S: Final = 60.0
+_REPORT_EVERY_S: Final = 600.0
 _CIRCLE_LENGTH_MAX: Final = 32
 _SILENCE_SLACK_S: Final = 0.01
 _OUTAGES_TTL: Final = 5
@@ -192,7 +195,7 @@ class _Attempt:
         self._usual_s = usual_s
         self._began = self._answered_at = self._runtime.monotonic()
         self._waiter: Waiter | None = None
-        self._reported_at: float | None = None
+        self._report_at_s = _REPORTS_S[0]
         self._announced: tuple[LiveHold, ...] = ()
         self._verdict: Verdict | None = None
         self._noted: tuple[str | None, float] = (None, 0.0)
@@ -284,13 +287,13 @@ class _Attempt:
             raise WaitCircle(circle)
 
     def _report(self) -> None:
-        now = self._runtime.monotonic()
-        if self._reported_at is not None and now - self._reported_at < _REPORT_EVERY_S:
+        """Say for whom this waits: soon for those who listen, and in the log of everybody when it gets long."""
+        waited_s = self._waited_s()
+        if waited_s < self._report_at_s:
             return
-        first = self._reported_at is None
-        self._reported_at = now
-        if not first:
-            self._cells.events.emit("waiting", self._key, self.seen.cell.generation, detail=self._by())
+        kind: Kind = "waiting" if waited_s < _REPORT_LOUDLY_S else "still waiting"
+        self._report_at_s = next((at for at in _REPORTS_S if at > waited_s), waited_s + _REPORT_EVERY_S)
+        self._cells.events.emit(kind, self._key, self.seen.cell.generation, detail=f"for {self._by()}")
 
     def _by(self) -> str:
         """For whom this waits, in words."""
@@ -303,6 +306,9 @@ class _Attempt:
         parts.append(f"which was first seen here {now - self._noted[1]:.1f} s ago")
         if hold.progress is not None:
             parts.append(f"progress {hold.progress:.0%}")
+        left_s = remaining_s(self.seen, now - self._noted[1], self._usual_s)
+        if left_s is not None:
+            parts.append(f"probably done in {left_s:.0f} s")
         if hold.waits_for is not None:
             parts.append(f"itself waiting for {hold.waits_for}")
         return ", ".join(parts)

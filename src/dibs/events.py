@@ -13,12 +13,13 @@ log = logging.getLogger("dibs")
 
 Kind = Literal[
     "hit", "miss", "claimed", "waited", "taken over", "computed", "committed", "refused", "adopted", "released",
-    "failed", "lost", "healed", "unpublished", "beat failed", "put", "forgotten", "waiting",
+    "failed", "lost", "healed", "unpublished", "beat failed", "put", "forgotten", "waiting", "still waiting",
 ]  # fmt: skip
 
 _LEVELS: Final[dict[str, int]] = {
-    "healed": logging.WARNING, "unpublished": logging.WARNING, "taken over": logging.WARNING, "lost": logging.WARNING,
-    "refused": logging.WARNING, "beat failed": logging.WARNING, "waiting": logging.INFO,
+    "healed": logging.WARNING, "unpublished": logging.WARNING, "taken over": logging.WARNING,
+    "lost": logging.WARNING, "refused": logging.WARNING, "beat failed": logging.WARNING,
+    "waiting": logging.INFO, "still waiting": logging.WARNING,
 }  # fmt: skip
 
 

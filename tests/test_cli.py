@@ -302,7 +302,7 @@ def test_stats_add_up_what_all_processes_did_at_stated_rates(run: Any, cache: di
     assert told["co2_spent_g"] == pytest.approx(told["computed_s"])
     text = run("stats", "--watts", "50").out
     assert "at 50 W" in text
-    assert "400 g of CO2 per kWh" in text
+    assert "475 g of CO2 per kWh" in text
 
 
 # --- on a terminal --------------------------------------------------------------------------------------

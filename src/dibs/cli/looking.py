@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 from dibs.cli.opening import existing
 from dibs.cli.printing import Out, shown, size_words, time_words
 from dibs.report import LockInfo
-from dibs.stats import Stats
+from dibs.stats import GRAMS_PER_KWH, WATTS_PER_CORE, Stats, grams_of_co2
 
 if TYPE_CHECKING:
     from dibs.cli.parser import Commands
 
 _HEAD = ("STATE", "HELD BY", "FOR", "GENERATION", "WAITS FOR", "NAME")
-_WATTS = 100.0
-_GRAMS_PER_KWH = 400.0
 
 
 def add(commands: Commands, shared: argparse.ArgumentParser) -> None:
@@ -35,9 +33,9 @@ def add(commands: Commands, shared: argparse.ArgumentParser) -> None:
         help="hits, misses, waits, take-overs, requests; time and CO2 spent and saved",
         description="The sum of what all processes did that have closed this cache; killed ones are not in it.",
     )
-    parser.add_argument("--watts", type=float, default=_WATTS, metavar="W", help="of one busy worker (default: 100)")
+    parser.add_argument("--watts", type=float, default=WATTS_PER_CORE, metavar="W", help="of a busy core (default: 12)")
     parser.add_argument(
-        "--grams-per-kwh", type=float, default=_GRAMS_PER_KWH, metavar="G", help="of CO2 (default: 400)"
+        "--grams-per-kwh", type=float, default=GRAMS_PER_KWH, metavar="G", help="of CO2 (default: 475)"
     )
     parser.set_defaults(run=run_stats)
 
@@ -95,7 +93,7 @@ def run_stats(options: argparse.Namespace, out: Out) -> int:
     with existing(options) as place:
         stats = place.cache.total_stats()
     rates = {"watts": options.watts, "grams_per_kwh": options.grams_per_kwh}
-    spent_g, saved_g = (_grams(seconds, **rates) for seconds in (stats.computed_s, stats.saved_s))
+    spent_g, saved_g = (grams_of_co2(seconds, **rates) for seconds in (stats.computed_s, stats.saved_s))
     if out.json:
         out.data({**stats._asdict(), **rates, "co2_spent_g": spent_g, "co2_saved_g": saved_g})
         return 0
@@ -120,10 +118,6 @@ def _print_stats(stats: Stats, out: Out) -> None:
     out.line(f"take-overs    {stats.takeovers}, holds lost {stats.lost}")
     out.line(f"failures      {stats.failures}, healed {stats.healed}, not published {stats.unpublished}")
     out.line(f"requests      {stats.requests}")
-
-
-def _grams(seconds: float, watts: float, grams_per_kwh: float) -> float:
-    return seconds * watts / 3.6e6 * grams_per_kwh
 
 
 def _mass(grams: float) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from dibs.demo.plan import TASKS, short
-from dibs.demo.tally import GRAMS_PER_KWH, WATTS_PER_CORE, Run, Tally, grams_of_co2
+from dibs.demo.tally import Run, Tally
+from dibs.stats import GRAMS_PER_KWH, WATTS_PER_CORE, grams_of_co2
 
 BUSY_BELOW: Final = 0.85
 """With a smaller share of the cores than this, wall times say more about the neighbours than about the work."""

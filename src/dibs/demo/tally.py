@@ -9,14 +9,7 @@ from typing import Any, Final, NamedTuple
 from dibs.demo.crew import Strike
 from dibs.demo.journal import Entry
 from dibs.demo.plan import TASKS, short
-
-WATTS_PER_CORE: Final = 12.0
-GRAMS_PER_KWH: Final = 475.0
-"""Rates for the energy saved: one busy core of a server, and the world's average electricity.
-
-Both are the defaults of Green Algorithms (Lannelongue et al., Advanced Science, 2021); memory and cooling are
-left out.
-"""
+from dibs.stats import GRAMS_PER_KWH, WATTS_PER_CORE, grams_of_co2
 
 SAME_SCORE: Final = 0.005
 """Accuracies of the same work may differ so much (numeric libraries round differently by memory alignment)."""
@@ -73,10 +66,6 @@ class Tally(NamedTuple):
     def saved_cpu_s(self) -> float:
         """CPU seconds that the cache saved in the first run, both sides measured."""
         return self.without.cpu_s - self.first.cpu_s if self.without and self.first else 0.0
-
-
-def grams_of_co2(cpu_s: float) -> float:
-    return cpu_s / 3600 * WATTS_PER_CORE / 1000 * GRAMS_PER_KWH
 
 
 def tally(entries: Sequence[Entry], strikes: Mapping[str, Strike], workers: int) -> Tally:

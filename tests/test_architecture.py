@@ -21,7 +21,7 @@ PACKAGE = ROOT / "src" / "dibs"
 
 LINES_MAX = 450
 IMPORT_S_MAX = 0.050
-IMPORT_RUNS = 7
+IMPORT_RUNS = 25
 HEAVY = {"boto3", "botocore", "numpy", "psutil", "cloudpickle", "tenacity", "sklearn", "google", "redis"}
 
 # --- floors ---------------------------------------------------------------------------------------------
@@ -213,7 +213,9 @@ def test_importing_dibs_is_cheap() -> None:
     for _ in range(IMPORT_RUNS):
         bare.append(import_once("builtins")[0])
         ours.append(import_once("dibs")[0])
-    cost_s = min(ours) - min(bare)
+        cost_s = min(ours) - min(bare)
+        if cost_s < IMPORT_S_MAX:  # a neighbour may make it slower, nothing makes it faster
+            break
     assert cost_s < IMPORT_S_MAX, f"import dibs takes {cost_s * 1000:.0f} ms: see python -X importtime"
 
 

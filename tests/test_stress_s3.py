@@ -55,7 +55,7 @@ def test_one_waiter_takes_over_from_a_killed_worker_of_this_host(url: str, tmp_p
 
 
 def test_a_waiter_takes_over_from_a_killed_worker_of_another_host(url: str, tmp_path: Path) -> None:
-    kill_on_another_host(url, str(tmp_path), ttl_s=3.0, poll_s=1.5)
+    kill_on_another_host(url, str(tmp_path), ttl_s=5.0, poll_s=1.5)
 
 
 def test_fresh_processes_that_poll_once_a_second_take_over_in_time(url: str, tmp_path: Path) -> None:
@@ -64,11 +64,11 @@ def test_fresh_processes_that_poll_once_a_second_take_over_in_time(url: str, tmp
 
 @pytest.mark.parametrize("rival", RIVALS)
 def test_a_worker_that_was_stopped_beyond_its_ttl_does_no_harm(url: str, tmp_path: Path, rival: str) -> None:
-    stop_a_worker(url, str(tmp_path), rounds=2, rival=rival, ttl_s=2.0)
+    stop_a_worker(url, str(tmp_path), rounds=2, rival=rival, ttl_s=4.0)
 
 
 def test_a_lock_holder_that_was_stopped_beyond_its_ttl_is_told(url: str, tmp_path: Path) -> None:
-    stop_a_lock_holder(url, str(tmp_path), rounds=2, ttl_s=2.0)
+    stop_a_lock_holder(url, str(tmp_path), rounds=2, ttl_s=4.0)
 
 
 def test_a_key_that_fails_is_tried_in_turn_and_then_given_up_with_its_traceback(url: str, tmp_path: Path) -> None:

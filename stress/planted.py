@@ -266,8 +266,8 @@ MUTANTS: Final = (
     # --- the economy ---
     Mutant(
         "no-flight-is-shared", ECONOMY, "once.py",
-        "flight = self._flights.get(name)\n",
-        "flight = None\n",
+        "flight = self._flights.setdefault(name, mine)\n",
+        "flight = self._flights[name] = mine\n",
         "pytest tests/test_promises.py",
     ),
     Mutant(

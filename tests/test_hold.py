@@ -264,8 +264,12 @@ def test_hold_max_s_ends_the_beats_and_says_so(worker: Worker) -> None:
     worker.runtime.sleep(99.0)
     assert hold.keep() == 10.0
     worker.runtime.sleep(2.0)
-    assert hold.keep() is None
+    beat = worker.cell().hold.beat
+    assert [hold.keep(), hold.keep()] == [10.0, 10.0], "it goes on looking, so that `lost` is set in time"
+    assert worker.cell().hold.beat == beat, "and beats no more"
     assert [event.kind for event in events] == ["beat failed"] and "hold_max_s" in events[0].detail
+    worker.rival().hold(table.take_over)
+    assert hold.keep() is None and hold.lost.is_set()
 
 
 def test_a_check_does_not_prolong_a_hold_beyond_hold_max_s(worker: Worker) -> None:

@@ -29,6 +29,7 @@ def work():
 
 def hang(ready):
     work()
+    system().keeps(1, True)
     ready.set()
     time.sleep(20)
 
@@ -74,12 +75,25 @@ note("joined")"""
     assert run(tmp_path, body) == (0, ["worker left", "joined", "parent left"])
 
 
-def test_sigterm_calls_back_and_still_kills(tmp_path: Path) -> None:
+def test_sigterm_calls_back_while_something_is_held_and_still_kills(tmp_path: Path) -> None:
     body = """system().at_exit(lambda: note("left"))
+system().keeps(1, True)
 os.kill(os.getpid(), signal.SIGTERM)
 time.sleep(20)
 note("not killed")"""
     assert run(tmp_path, body) == (-signal.SIGTERM, ["left"])
+
+
+def test_sigterm_is_not_caught_while_nothing_is_held(tmp_path: Path) -> None:
+    # A caught signal waits for the main thread: an idle worker of a pool would never hear `terminate`.
+    body = """system().at_exit(lambda: note("left"))
+system().keeps(1, True)
+note("caught" if callable(signal.getsignal(signal.SIGTERM)) else "default")
+system().keeps(1, False)
+note("default" if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL else "caught")
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(20)"""
+    assert run(tmp_path, body) == (-signal.SIGTERM, ["caught", "default"])
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
@@ -100,6 +114,7 @@ def test_sigterm_waits_for_a_hanging_callback_only_so_long(tmp_path: Path) -> No
     body = """from dibs.runtime import leaving
 leaving.SIGTERM_LIMIT_S = 0.1
 system().at_exit(lambda: time.sleep(20))
+system().keeps(1, True)
 os.kill(os.getpid(), signal.SIGTERM)
 note("not killed")"""
     started = time.monotonic()

@@ -102,6 +102,7 @@ class Contender:
         deaths_max: int | None = None,
         seen: Seen | None = None,
         stop: Callable[[], bool] = lambda: False,
+        taken: Callable[[LiveHold], object] = lambda hold: None,
     ) -> LiveHold | Settled[T]:
         """Return a hold, or what `settled` made of the cell.
 
@@ -134,12 +135,17 @@ class Contender:
                     continue
                 hold = LiveHold(self.cells, self.heartbeat, name, key, terms)
                 hold.expected_s = usual_s
+                taken(hold)
                 try:
                     hold.acquire(seen, how)
                 except Conflict as conflict:
                     attempt.look(conflict)
                     continue
-                attempt.report_acquired(hold)
+                try:
+                    attempt.report_acquired(hold)
+                except BaseException:
+                    hold.abandon()
+                    raise
                 return hold
         finally:
             attempt.close()

@@ -62,6 +62,10 @@ class CodecError(DibsError):
         super().__init__(message)
         self.value = value
 
+    def __reduce__(self) -> tuple[type[CodecError], tuple[Any, ...]]:
+        # What can't be stored can seldom be sent either; the message must arrive all the same.
+        return type(self), tuple(self.args)
+
 
 class CorruptValue(DibsError):
     """The stored bytes don't match their digest."""

@@ -42,10 +42,15 @@ class Events:
     """Counts events, logs them, and calls back."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self._lock = runtime.lock()
+        self._runtime = runtime
+        self._begin()
+        runtime.after_fork(self._begin)
+        self.callbacks: tuple[Callable[[Event], None], ...] = ()
+
+    def _begin(self) -> None:
+        self._lock = self._runtime.lock()
         self.counts: Counter[str] = Counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.callbacks: tuple[Callable[[Event], None], ...] = ()
 
     def emit(
         self, kind: Kind, key: str, generation: int = 0, epoch: int = 0, seconds: float = 0.0, detail: str = ""

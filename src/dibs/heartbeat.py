@@ -37,6 +37,12 @@ class Heartbeat:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        self._begin()
+        runtime.after_fork(self._begin)
+
+    def _begin(self) -> None:
+        """Again in a forked child, where nothing is held and no thread runs: Lock and Slot objects come along."""
+        runtime = self._runtime
         self._lock = runtime.lock()
         self._wake = runtime.event()
         self._holds: dict[int, ref[Beating]] = {}
@@ -76,6 +82,8 @@ class Heartbeat:
             if self._closed:
                 raise StoreUnavailable("this cache was closed while the hold was asked for")
             self._holds[hold.serial] = ref(hold)
+            if len(self._holds) == 1:
+                self._runtime.keeps(id(self), True)
             if self._wakes_at is None:
                 self._wakes_at = hold.due_at
                 start = True
@@ -84,11 +92,19 @@ class Heartbeat:
                 if hold.due_at < self._wakes_at:
                     self._wake.set()
         if start:
-            self._runtime.start(self._run, "dibs-heartbeat")
+            try:
+                self._runtime.start(self._run, "dibs-heartbeat")
+            except BaseException:
+                with self._lock:
+                    self._wakes_at = None  # it does not run: whoever comes next starts it
+                    self._holds.pop(hold.serial, None)
+                raise
 
     def remove(self, hold: Beating) -> None:
         with self._lock:
             self._holds.pop(hold.serial, None)
+            if not self._holds:
+                self._runtime.keeps(id(self), False)
 
     def living(self) -> list[Beating]:
         """The holds that are kept now."""

@@ -54,6 +54,7 @@ class LiveHold:
     due_at = 0.0
     beating = False
     serial = 0
+    _overdue_said = False
 
     def __init__(self, cells: Cells, heartbeat: Heartbeat, name: str, key: str, terms: Terms) -> None:
         self._cells = cells
@@ -101,10 +102,8 @@ class LiveHold:
         hold = Hold(self.claim, who, terms.ttl_s, expected_s=self.expected_s, since=round(runtime.wall(), 3))
         try:
             self._seen = self._cells.write(self.name, seen, event(seen.cell, hold), terms.ttl_s)
-        except Conflict:
-            raise
-        except StoreUnavailable:
-            # It may land yet: whoever meets it here knows that nobody stands behind it.
+        except (Conflict, StoreUnavailable):
+            # It may land yet, or was refused as the echo of its own success: nobody stands behind it.
             self._cells.abandon(self.claim)
             raise
         except BaseException:
@@ -124,6 +123,12 @@ class LiveHold:
             seen = self._cells.look(self.name, self.key)
             if table.holds(seen.cell, self.claim):
                 self._cells.write(self.name, seen, table.release(seen.cell, self.claim), patience_s=0.0)
+
+    def abandon(self) -> None:
+        """Give it up without a word, because an interrupt struck where nobody else could."""
+        if self.generation and not self.ended:
+            with suppress(DibsError):
+                self.release(patience_s=0.0)
 
     # -- keeping it ----------------------------------------------------------------------------------------------
 
@@ -161,10 +166,24 @@ class LiveHold:
         if not self._kept():
             return None
         if self._overdue():
-            self._unsaid.append(("beat failed", f"held for hold_max_s = {self.terms.hold_max_s:g} s: beats stop"))
-            self._tell()
-            return None
+            if not self._overdue_said:
+                self._overdue_said = True
+                self._unsaid.append(("beat failed", f"held for hold_max_s = {self.terms.hold_max_s:g} s: beats stop"))
+                self._tell()
+            return self.beat_s if self._look_if_lost() else None
         return self.beat_s if self.beat() else self.beat_s / 4
+
+    def _look_if_lost(self) -> bool:
+        """Without a beat: whoever waits for `lost` must hear of the take-over."""
+        with self._mutex:
+            if self._kept():
+                with suppress(StoreUnavailable, StoreUnsuitable):
+                    seen = self._cells.look(self.name, self.key)
+                    if not table.holds(seen.cell, self.claim):
+                        self._seen = seen
+                        self._lose()
+        self._tell()
+        return self._kept()
 
     def beat(self) -> bool:
         """Prove to the others that this holder lives; False when the store didn't take it this time."""

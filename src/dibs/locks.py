@@ -43,6 +43,21 @@ class Lock:
         Raises WaitCircle when this thread or task holds it already (unless `reentrant`), or when its holder
         waits, in the end, for something that this thread or task holds.
         """
+        if self._shares():
+            return self
+        holds: list[LiveHold] = []
+        try:
+            self._hold = self._contend(taken=holds.append)
+            enter(self._hold)
+        except BaseException:
+            self._hold = None
+            for hold in holds:
+                hold.abandon()
+            raise
+        return self
+
+    def _shares(self) -> bool:
+        """True when this thread or task holds the lock already, and may."""
         if self._hold is not None:
             raise RuntimeError(f"this Lock object of {self.name!r} is in use; make one per block with cache.lock()")
         if self._reentrant:
@@ -50,14 +65,17 @@ class Lock:
             for hold in self._contender.own_holds():
                 if hold.name == name and hold.thread == self._contender.runtime.thread():
                     self._hold, self._shared = hold, True
-                    return self
-        hold = self._contend()
-        self._hold = hold
-        enter(hold)
-        return self
+                    return True
+        return False
 
-    def _contend(self, unwanted: Callable[[], bool] = lambda: False) -> LiveHold:
-        got = self._contender.contend(LOCKS, self.name, self._terms, self._wait_s, _never_settled, stop=unwanted)
+    def _contend(
+        self,
+        unwanted: Callable[[], bool] = lambda: False,
+        taken: Callable[[LiveHold], object] = lambda hold: None,
+    ) -> LiveHold:
+        got = self._contender.contend(
+            LOCKS, self.name, self._terms, self._wait_s, _never_settled, stop=unwanted, taken=taken
+        )
         assert isinstance(got, LiveHold)
         return got
 
@@ -71,8 +89,12 @@ class Lock:
             if hold.lost_because:
                 raise LockLost(f"{self.name!r} (generation {hold.generation}): {hold.lost_because}")
             return
-        leave(hold)
-        hold.release()
+        try:
+            leave(hold)
+            hold.release()
+        except BaseException:
+            hold.abandon()
+            raise
 
     @property
     def generation(self) -> int:
@@ -97,7 +119,7 @@ class Lock:
         """Prove now that the holder lives; `progress` in [0, 1] is shown to those who wait."""
         hold = self._held()
         if progress is not None:
-            hold.progress = progress
+            hold.progress = float(progress)
         hold.beat()
 
     def _held(self) -> LiveHold:
@@ -125,6 +147,11 @@ class Lock:
             error.add_note(f"dibs: {type(problem).__name__} while {self.name!r} was released: {problem}")
 
     async def __aenter__(self) -> Self:
+        if self._tried:  # taken by try_lock just before
+            self._tried = False
+            return self
+        if self._shares():
+            return self
         self._hold = await in_thread(self._contender.runtime, self._contend, LiveHold.release)
         enter(self._hold)
         return self

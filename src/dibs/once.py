@@ -101,13 +101,18 @@ class Once:
             self._events.emit("miss", key)
         began = self.runtime.monotonic()
         for _ in range(_ROUNDS_MAX):
-            with self._lock:
-                flight = self._flights.get(name)
-                leading = flight is None
-                if flight is None:
-                    flight = self._flights[name] = Flight(self)
-            if not leading:
+            mine = Flight(self)
+            try:
+                flight = self._flights.setdefault(name, mine)
+                answer = self._lead(name, key, seen, compute, ask, began, mine) if flight is mine else None
+            finally:
+                try:
+                    self._close(name, mine)
+                finally:  # also when an interrupt strikes in there: nobody may wait for this one any more
+                    mine.ended.set()
+            if flight is not mine:
                 self._follow(flight, key, ask, began)
+                self._close(name, flight)  # its leader may have been interrupted before it could
                 if flight.payload is not None:
                     return self._values.decode(flight.payload)
                 seen = self._cells.look(name, key)
@@ -115,11 +120,6 @@ class Once:
                 if found is not None:
                     return found[0]
                 continue
-            try:
-                answer = self._lead(name, key, seen, compute, ask, began, flight)
-            finally:
-                self._close(name, flight)
-                flight.ended.set()
             if answer is not None:
                 return answer[0]
             seen = self._cells.look(name, key)  # what was found could not be read, and was forgotten
@@ -162,10 +162,16 @@ class Once:
         """Get the value from the fleet or compute it; None when the value that was found could not be read."""
         wanted = self._wanted(seen, ask)
         wait_s = None if ask.wait_s is None else max(ask.wait_s - (self.runtime.monotonic() - began), 0.0)
-        got = self._contend(key, seen, ask, wait_s, wanted)
-        if isinstance(got, Settled):
-            return self._values.load(name, got.what, wanted)
-        return (self.computed(name, got, compute, ask.expires_s, flight),)
+        holds: list[LiveHold] = []
+        try:
+            got = self._contend(key, seen, ask, wait_s, wanted, taken=holds.append)
+            if isinstance(got, Settled):
+                return self._values.load(name, got.what, wanted)
+            return (self.computed(name, got, compute, ask.expires_s, flight),)
+        except BaseException:
+            for hold in holds:  # kept by nobody, when an interrupt struck between two steps
+                hold.abandon()
+            raise
 
     def _contend(
         self,
@@ -175,6 +181,7 @@ class Once:
         wait_s: float | None,
         wanted: Callable[[Seen], Value | None],
         stop: Callable[[], bool] = lambda: False,
+        taken: Callable[[LiveHold], object] = lambda hold: None,
     ) -> LiveHold | Settled[Seen]:
         target = _target_epoch(first.cell)
 
@@ -191,7 +198,7 @@ class Once:
 
         usual_s, deaths_max = self._usual(key), self._limits.deaths_max
         return self._contender.contend(
-            KEYS, key, self._terms, wait_s, settled, event, usual_s, deaths_max, first, stop
+            KEYS, key, self._terms, wait_s, settled, event, usual_s, deaths_max, first, stop, taken
         )
 
     def _wanted(self, first: Seen, ask: Ask) -> Callable[[Seen], Value | None]:
@@ -276,10 +283,10 @@ class Once:
         self, name: str, hold: LiveHold, result: Any, expires_s: float | None, flight: Flight | None = None
     ) -> Any:
         """Commit `result`; return it, or the value of whoever was first."""
-        cost_s = hold.held_s
-        self._events.emit("computed", hold.key, hold.generation, hold.epoch, cost_s)
-        self._remember(hold.key, cost_s)
         try:
+            cost_s = hold.held_s
+            self._events.emit("computed", hold.key, hold.generation, hold.epoch, cost_s)
+            self._remember(hold.key, cost_s)
             encoded = self._values.encode(result)
             if flight is not None:
                 self._close(name, flight)

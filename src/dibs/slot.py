@@ -57,7 +57,7 @@ class Slot:
             return
         hold = self._kept()
         if progress is not None:
-            hold.progress = progress
+            hold.progress = float(progress)
         if hold.terms.manual:
             hold.beat()
 

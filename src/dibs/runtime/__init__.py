@@ -125,5 +125,8 @@ class Runtime(Protocol):
         `callback` is held weakly if a method; a forked child starts without any.
         """
 
+    def keeps(self, keeper: int, something: bool) -> None:
+        """`keeper` holds something from now on, or nothing any more: SIGTERM matters only while somebody does."""
+
     def after_fork(self, callback: Callable[[], None]) -> None:
         """Call back in each forked child, before it runs anything else.  `callback` is held weakly if a method."""

@@ -7,12 +7,14 @@ One object serves the whole process, because there is but one SIGTERM.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from itertools import count
 from types import FrameType, MethodType
 from typing import Final, TypeVar
 from weakref import WeakMethod
@@ -32,21 +34,52 @@ def _pop(callbacks: list[T]) -> T | None:
         return None
 
 
+def _pop_item(callbacks: dict[int, T]) -> T | None:
+    try:
+        return callbacks.popitem()[1]
+    except KeyError:
+        return None
+
+
 class Leaving:
     """The callbacks of this process; a forked child starts without any."""
 
     def __init__(self) -> None:
         # Lists change by single append and pop, without a lock: SIGTERM may interrupt anything.
         self._lock = threading.RLock()
-        self._callbacks: list[Callable[[], Callable[[], None] | None]] = []
+        self._numbers = count()
+        self._callbacks: dict[int, Callable[[], Callable[[], None] | None]] = {}
         self._last: list[Callable[[bool], None]] = []
         self._registered = False
-        self._listening = False
+        self._keepers: set[int] = set()
+        self._running = self._asked_to_die = False
+
+    def keeps(self, keeper: int, something: bool) -> None:
+        """SIGTERM is caught only while something is held: a caught one waits for the main thread.
+
+        It may arrive just before the main thread blocks in a system call, and is then not seen before that returns:
+        an idle worker of a `Pool` would never hear `terminate`.
+        """
+        if something:
+            self._keepers.add(keeper)
+        else:
+            self._keepers.discard(keeper)
+        if self._running or threading.current_thread() is not threading.main_thread():
+            return
+        caught = signal.getsignal(signal.SIGTERM)
+        with contextlib.suppress(ValueError):  # a subinterpreter
+            if self._keepers and caught is signal.SIG_DFL:  # a handler of the application's own is left alone
+                signal.signal(signal.SIGTERM, self._terminated)
+            elif not self._keepers and caught == self._terminated:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def add(self, callback: Callable[[], None]) -> None:
         """Call back at the end, unless `callback` is a method of something that is gone by then."""
-        self._callbacks[:] = [kept for kept in self._callbacks if kept() is not None]
-        self._callbacks.append(WeakMethod(callback) if isinstance(callback, MethodType) else lambda: callback)
+        for number, kept in list(self._callbacks.items()):
+            if kept() is None:
+                self._callbacks.pop(number, None)
+        kept = WeakMethod(callback) if isinstance(callback, MethodType) else lambda: callback
+        self._callbacks[next(self._numbers)] = kept
         self._register()
 
     def add_last(self, callback: Callable[[bool], None]) -> None:
@@ -56,13 +89,17 @@ class Leaving:
 
     def forked(self) -> None:
         self._lock = threading.RLock()
-        self._callbacks, self._last = [], []
-        self._registered = self._listening = False
+        self._callbacks, self._last = {}, []
+        self._registered = False
+        self._running = self._asked_to_die = False
+        self._keepers = set()
+        self.keeps(0, False)
 
     def run(self) -> None:
         """Run what is registered, newest first; each callback at most once."""
+        self._running = True
         clean = True
-        while kept := _pop(self._callbacks):
+        while kept := _pop_item(self._callbacks):
             callback = kept()
             if callback is None:
                 continue
@@ -73,6 +110,9 @@ class Leaving:
                 logger.exception("%r failed at exit", callback)
         while closing := _pop(self._last):
             closing(clean)
+        self._running = False
+        if self._asked_to_die and threading.current_thread() is threading.main_thread():
+            self._die()
 
     def _register(self) -> None:
         with self._lock:
@@ -86,15 +126,6 @@ class Leaving:
                     self._finalize()
                     # The bootstrap of a forked worker clears the finalizers, and calls this just after.
                     register_after_fork(self, Leaving._finalize)
-            if self._listening or threading.current_thread() is not threading.main_thread():
-                return
-            self._listening = True
-            try:
-                # A handler of the application's own is left alone.
-                if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-                    signal.signal(signal.SIGTERM, self._terminated)
-            except ValueError:
-                pass  # a subinterpreter
 
     def _finalize(self) -> None:
         from multiprocessing.util import Finalize
@@ -103,6 +134,9 @@ class Leaving:
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
         """Run the callbacks, then die of SIGTERM as the process would have without us."""
+        if self._running:  # this frame interrupted it, or another thread is at it: it ends as we would
+            self._asked_to_die = True
+            return
         # In a thread with a limit: this frame may have interrupted somebody who holds a lock that they need.
         runner = threading.Thread(target=self.run, name="dibs-leaving", daemon=True)
         try:
@@ -111,6 +145,9 @@ class Leaving:
             self.run()
         else:
             runner.join(SIGTERM_LIMIT_S)
+        self._die()
+
+    def _die(self) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
         if os.getpid() == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import os
 import random
@@ -49,7 +50,8 @@ class SystemRuntime:
         self._shifted = process.clocks_are_shifted()
         shared_dir = None if self._shifted else self._runtime_dir
         self._sightings = Sightings(shared_dir and os.path.join(shared_dir, "seen"), self._boot)
-        self._after_fork: list[Callable[[], Callable[[], None] | None]] = []
+        self._numbers = itertools.count()
+        self._after_fork: dict[int, Callable[[], Callable[[], None] | None]] = {}
         self._beacons: dict[str, beacons.Beacon | None] = {}
         self._lit: list[beacons.Beacon] = []  # also those whose file was removed since
         self._inotify: Inotify | None = None
@@ -75,7 +77,7 @@ class SystemRuntime:
             self._inotify = None
         self._sightings.forked()
         self._begin_process()
-        for get_callback in self._after_fork:
+        for get_callback in list(self._after_fork.values()):
             if callback := get_callback():
                 try:
                     callback()
@@ -209,11 +211,15 @@ class SystemRuntime:
         leaving.add(callback)
 
     def after_fork(self, callback: Callable[[], None]) -> None:
-        self._after_fork = [get_callback for get_callback in self._after_fork if get_callback()]
-        if isinstance(callback, MethodType):
-            self._after_fork.append(weakref.WeakMethod(callback))
-        else:
-            self._after_fork.append(lambda: callback)
+        # By single steps of dicts, which threads may take at once.
+        for number, get_callback in list(self._after_fork.items()):
+            if get_callback() is None:
+                self._after_fork.pop(number, None)
+        get_callback = weakref.WeakMethod(callback) if isinstance(callback, MethodType) else lambda: callback
+        self._after_fork[next(self._numbers)] = get_callback
+
+    def keeps(self, keeper: int, something: bool) -> None:
+        leaving.keeps(keeper, something)
 
 
 @functools.cache

@@ -136,7 +136,11 @@ class LocalStore:
             finally:
                 os.close(fd)
         finally:
-            self._guards.give_back(guard)
+            try:
+                self._guards.give_back(guard)
+            except BaseException:  # an interrupt at its very first step must not leave the guard locked
+                guard.close()
+                raise
 
     def _examine(self, fd: int, path: str) -> tuple[local_slots.Slot | None, Version]:
         """What the record is, under its guard; without a slot it is damaged."""
@@ -166,7 +170,11 @@ class LocalStore:
         except OSError as error:
             raise self._folder.translated(error, root, path) from error
         finally:
-            self._guards.give_back(guard)
+            try:
+                self._guards.give_back(guard)
+            except BaseException:  # an interrupt at its very first step must not leave the guard locked
+                guard.close()
+                raise
 
     def _create(self, root: Root, path: str, new: bytes) -> Version:
         stamp = self._stamp()

@@ -82,7 +82,11 @@ class Guards:
             with contextlib.suppress(ValueError):
                 self._all.remove(guard)
             return
-        fcntl.flock(guard.fd, fcntl.LOCK_UN)
+        try:
+            fcntl.flock(guard.fd, fcntl.LOCK_UN)
+        except BaseException:
+            guard.close()
+            raise
         idle = self._idle[guard.number]
         idle.append(guard)
         if len(idle) > IDLE_MAX:

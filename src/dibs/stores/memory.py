@@ -30,9 +30,13 @@ class MemoryStore:
         self.dialect = self.dialects[0]
         self.request_timeout_s = 10.0
         self._runtime = runtime
-        self._lock = runtime.lock()
+        self._begin()
+        runtime.after_fork(self._begin)
         self._records: dict[str, _Kept] = {}
         self._blobs: dict[str, bytes] = {}
+
+    def _begin(self) -> None:
+        self._lock = self._runtime.lock()  # a forked child must not wait for a thread of its parent
 
     def read(self, name: str, unless: Version | None = None) -> Record | None | Literal[Unchanged.UNCHANGED]:
         kept = self._records.get(checked_name(name))

@@ -211,6 +211,9 @@ class SimRuntime:
     def at_exit(self, callback: Callable[[], None]) -> None:
         self.machine.at_exit.append(callback)
 
+    def keeps(self, keeper: int, something: bool) -> None:
+        pass
+
     def after_fork(self, callback: Callable[[], None]) -> None:
         """Nothing forks in here."""
 

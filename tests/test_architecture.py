@@ -190,9 +190,9 @@ def test_a_planted_long_file_is_reported(tmp_path: Path) -> None:
 
 MEASURED = """
 import sys, time
-started = time.perf_counter()
+started = time.process_time()
 import {module}
-seconds = time.perf_counter() - started
+seconds = time.process_time() - started
 import json
 print(json.dumps([seconds, sorted(sys.modules)]))
 """

@@ -174,3 +174,22 @@ def test_many_threads_on_many_keys_compute_each_once() -> None:
 
     assert crowd(8, work) == [list(range(10))] * 8
     assert [compute.calls for compute in computes] == [1] * 10
+
+
+def test_a_path_is_as_good_as_a_string(tmp_path: Path) -> None:
+    with dibs.open(tmp_path / "elsewhere") as cache:
+        assert cache.url.endswith("/elsewhere")
+
+
+def test_something_that_cannot_be_called_is_no_failure_of_the_key() -> None:
+    cache = cache_on(MemoryStore(HandRuntime()))
+    with pytest.raises(TypeError, match="function without arguments"):
+        cache.get_or_compute("key", 42)  # type: ignore[arg-type]
+    assert cache.status().failed == 0
+
+
+def test_the_fencing_number_outlives_the_block() -> None:
+    cache = cache_on(MemoryStore(HandRuntime()))
+    with cache.lock("name") as lock:
+        pass
+    assert lock.generation == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -40,7 +41,7 @@ KEY_SIZE_MAX: Final = 4096
 
 
 def open(  # noqa: A001 - dibs.open is its public name
-    url: str | Backend | None = None, **settings: Any
+    url: str | os.PathLike[str] | Backend | None = None, **settings: Any
 ) -> Cache:
     """Open a cache: a folder, a bucket, or a store of your own.
 
@@ -62,6 +63,8 @@ def open(  # noqa: A001 - dibs.open is its public name
     from dibs.stores import open_store
 
     arguments = {name: value for name, value in settings.items() if value is not _UNSET}
+    if isinstance(url, os.PathLike):
+        url = os.fspath(url)
     if url is None or isinstance(url, str):
         found, gathered = gather({"url": url, **arguments} if url is not None else arguments)
         backend = open_store(found or _DEFAULT_URL, system())
@@ -141,6 +144,8 @@ class Cache:
 
     def _ask(self, key: str, compute: Callable[[], T], ask: Ask) -> T:
         _check_key(key)
+        if not callable(compute):
+            raise TypeError(f"compute must be a function without arguments, not {compute!r:.80}")
         if self.settings.disable:
             return compute()
         if self.settings.read_only:

@@ -35,6 +35,7 @@ class Lock:
         self._reentrant = reentrant
         self._hold: LiveHold | None = None
         self._shared = False
+        self._generation = 0
         self._tried = False
 
     def acquire(self) -> Self:
@@ -84,6 +85,7 @@ class Lock:
         hold, self._hold = self._hold, None
         if hold is None:
             raise LockLost(f"{self.name!r} is not held by this Lock object")
+        self._generation = hold.generation
         if self._shared:
             self._shared = False
             if hold.lost_because:
@@ -98,8 +100,13 @@ class Lock:
 
     @property
     def generation(self) -> int:
-        """The fencing token: grows with every holder of this name, for ever.  0 before the lock is taken."""
-        return self._hold.generation if self._hold is not None else 0
+        """The fencing token: grows with every holder of this name, for ever.
+
+        0 before the lock is taken; after the block still the one that it had.
+        """
+        if self._hold is not None:
+            self._generation = self._hold.generation
+        return self._generation
 
     @property
     def held(self) -> bool:

@@ -25,6 +25,9 @@ class MemoryStore:
     server: Final = ""
     dialects: Final = ("plain",)
 
+    private: Final = True
+    """Nobody else can write here, so pickles are taken."""
+
     def __init__(self, runtime: Runtime, name: str = "") -> None:
         self.url = f"memory:{name}"
         self.dialect = self.dialects[0]

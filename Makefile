@@ -1,7 +1,8 @@
 # Every target sets up what it needs, on a fresh Debian or Ubuntu with Python 3.11 or newer.
 #
 #   make demo          the main job on real data, one worker killed on the way
-#   make test          all tests (CEPH=1: also against a real Ceph gateway; CI=true implies it)
+#   make test          all tests (CEPH=1: also against a real Ceph gateway; WITH_TORCH=1: also of tensors;
+#                      CI=true implies both)
 #   make check         lint, types, house rules, 300 simulated histories: what CI runs
 #   make sim SEED=7    replay one simulated history; without SEED, search for a bad one
 #   make stress        real processes, killed, stopped and lied to
@@ -17,6 +18,7 @@ MAKEFLAGS += --no-builtin-rules
 VENV := .venv
 MINISTACK_VENV := .venv-ministack
 PY := $(VENV)/bin/python
+OTHER_VENV := .venv-other
 EXTRAS := numpy,demo,simulate,test,check,bench
 
 # The first interpreter that is new enough. PYTHON=... overrides it.
@@ -30,12 +32,26 @@ export DIBS_MINISTACK_PYTHON := $(CURDIR)/$(MINISTACK_VENV)/bin/python
 AS_ROOT = $(shell if [ "$$(id -u)" = 0 ]; then echo env; elif sudo -n true 2>/dev/null; then echo sudo -n; fi)
 APT_INSTALL = $(AS_ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
+# Another minor version of Python, where the machine has one: keys must agree between them.
+OTHER_PYTHON ?= $(shell mine=$$($(PYTHON) --version | cut -d. -f2); \
+	for p in python3.11 python3.12 python3.14 python3.13 $$HOME/.pyenv/versions/3.1[1-9].*/bin/python; do \
+	other=$$($$p --version 2>/dev/null | cut -d. -f2) || continue; \
+	if [ -n "$$other" ] && [ "$$other" != "$$mine" ]; then found=$$p; fi; done; echo "$$found")
+ifneq ($(OTHER_PYTHON),)
+export DIBS_OTHER_PYTHON := $(CURDIR)/$(OTHER_VENV)/bin/python
+endif
+
+# What runs on a CPU of PyTorch comes without its GPU libraries, which are gigabytes.
+TORCH := torch==2.13.0
+TORCH_NEEDS := filelock typing-extensions sympy networkx jinja2 fsspec
+
 CEPH_PACKAGES := ceph-mon ceph-osd radosgw ceph-common
 ifeq ($(CI),true)
 CEPH ?= 1
+WITH_TORCH ?= 1
 endif
 
-.PHONY: help demo test check bench sim stress setup services ceph compiler clean
+.PHONY: help demo test check bench sim stress setup services ceph torch compiler clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -64,7 +80,7 @@ stress: $(VENV)/.installed services
 
 setup: $(VENV)/.installed $(MINISTACK_VENV)/.installed
 
-services: $(MINISTACK_VENV)/.installed compiler ceph
+services: $(MINISTACK_VENV)/.installed $(if $(OTHER_PYTHON),$(OTHER_VENV)/.installed) compiler ceph torch
 
 # Installed again only when pyproject.toml has changed.
 $(VENV)/.installed: pyproject.toml
@@ -78,6 +94,18 @@ $(MINISTACK_VENV)/.installed:
 	@echo "dibs: installing MiniStack into $(MINISTACK_VENV) (once)"
 	@$(MINISTACK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check ministack
 	@touch $@
+
+$(OTHER_VENV)/.installed: pyproject.toml
+	@$(OTHER_PYTHON) -m venv --clear $(OTHER_VENV)
+	@echo "dibs: installing into $(OTHER_VENV) (once): $$($(OTHER_PYTHON) --version)"
+	@$(OTHER_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[numpy]'
+	@touch $@
+
+torch:
+	@if [ '$(WITH_TORCH)' != 1 ] || $(PY) -c 'import torch' 2>/dev/null; then exit 0; fi; \
+	echo 'dibs: installing $(TORCH) (once)'; \
+	$(PY) -m pip install --quiet --disable-pip-version-check $(TORCH_NEEDS); \
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps $(TORCH)
 
 # A virtual environment with pip in it; a half-made one is made again.
 define make_venv
@@ -110,5 +138,5 @@ ceph:
 	$(AS_ROOT) apt-get update -qq; $(APT_INSTALL) $(CEPH_PACKAGES) >/dev/null
 
 clean:
-	rm -rf $(VENV) $(MINISTACK_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .services
+	rm -rf $(VENV) $(MINISTACK_VENV) $(OTHER_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .services
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -57,6 +57,9 @@ class Value(NamedTuple):
     expires_s: float | None = None
     age_s: float = 0.0
     """Age, by the store's clock, when this record was written; the record's own age comes on top."""
+    ingredients: bytes | None = None
+    """What the key was made of, as JSON, for explaining misses; carried along and not looked into."""
+    signature: str | None = None
 
 
 class Failures(NamedTuple):

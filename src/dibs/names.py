@@ -9,33 +9,48 @@ from blake3 import blake3
 
 KEYS: Final = "keys"
 LOCKS: Final = "locks"
+FUNCTIONS: Final = "functions"
+"""The code versions of memoized functions."""
 _LENGTH_MAX: Final = 150
 _READABLE: Final = 60
 
 
 @lru_cache(maxsize=4096)
 def record_name(space: str, key: str) -> str:
-    """The name of the record of `key` among the `KEYS` or the `LOCKS`; different keys have different names."""
+    """The name of the record of `key` in that space; different keys have different names.
+
+    A key is split at its last slash, so that all keys of one family ("family/...") can be listed.
+    """
+    family, slash, last = key.rpartition("/")
+    return f"{space}/{_segment(family)}/{_segment(last)}" if slash else f"{space}/{_segment(last)}"
+
+
+def family_prefix(space: str, family: str) -> str:
+    """What the names of all records of that family begin with."""
+    return f"{space}/{_segment(family)}/"
+
+
+def _segment(text: str) -> str:
     from urllib.parse import quote  # 3 ms that not every import of dibs should pay
 
     # quote() leaves "~" alone; escaped, it can mark the digest without ambiguity.
-    escaped = quote(key, safe="=,+@", errors="surrogatepass").replace("~", "%7E") or "%"
+    escaped = quote(text, safe="=,+@", errors="surrogatepass").replace("~", "%7E") or "%"
     if escaped in (".", ".."):
         escaped = escaped.replace(".", "%2E")
     if len(escaped) > _LENGTH_MAX:
-        digest = blake3(key.encode("utf-8", "surrogatepass")).hexdigest(16)
+        digest = blake3(text.encode("utf-8", "surrogatepass")).hexdigest(16)
         escaped = f"{escaped[:_READABLE]}~{digest}"
-    return f"{space}/{escaped}"
+    return escaped
 
 
 def key_of(name: str) -> str | None:
     """The key whose record has this name; None when only the record itself can tell (a long key)."""
-    escaped = name.partition("/")[2]
-    if "~" in escaped:
+    segments = name.split("/")[1:]
+    if any("~" in segment for segment in segments):
         return None
     from urllib.parse import unquote
 
-    return "" if escaped == "%" else unquote(escaped, errors="surrogatepass")
+    return "/".join("" if part == "%" else unquote(part, errors="surrogatepass") for part in segments)
 
 
 def blob_name(name: str, epoch: int, claim: str) -> str:

@@ -1,4 +1,4 @@
-"""Cells to bytes and back: one line of JSON, then the raw bytes of a small value.
+"""Cells to bytes and back: one line of JSON, then the raw bytes of a small value and of its ingredients.
 
 The line begins `{"dibs":1,"check":"<32 hex>",` in every format to come; the check is blake3 over the format
 number and everything behind the check, so any flipped, missing or foreign byte shows, and a record of a newer
@@ -75,25 +75,22 @@ def encode(cell: Cell, attempt: str) -> bytes:
     ]
     if cell.hold is not None:
         parts.append(_hold_json(cell.hold))
-    inline = b""
+    behind = b""
     if cell.value is not None:
-        fields = cell.value._asdict()
-        if cell.value.inline is not None:
-            inline = cell.value.inline
-            fields["inline"] = True
+        fields, behind = _split(cell.value)
         parts.append(f'"value":{_json(fields)}')
     if cell.failures is not None:
         parts.append(f'"failures":{_json(cell.failures._asdict())}')
     if cell.trail:
         ended = ",".join(f'[{e.generation},"{e.claim}","{e.how}"]' for e in cell.trail)
         parts.append(f'"trail":[{ended}]')
-    return sealed(",".join(parts).encode() + b"}\n" + inline)
+    return sealed(",".join(parts).encode() + b"}\n" + behind)
 
 
 def decode(data: bytes) -> Decoded:
     """The inverse of `encode`; raises Damaged, or StoreUnsuitable for a record of a newer format."""
     body = unsealed(data)
-    line, _, inline = body.partition(b"\n")
+    line, _, behind = body.partition(b"\n")
     try:
         fields = _parse("{" + line.decode("ascii"))
         hold, value, failures = fields.get("hold"), fields.get("value"), fields.get("failures")
@@ -103,7 +100,7 @@ def decode(data: bytes) -> Decoded:
             fields["generation"],
             fields["epoch"],
             None if hold is None else Hold(hold[0], Holder(*hold[1]), *hold[2:]),
-            None if value is None else _value(value, inline),
+            None if value is None else _value(value, behind),
             None if failures is None else Failures(**failures),
             tuple(Ended(*ended) for ended in trail) if trail else (),
         )
@@ -112,9 +109,23 @@ def decode(data: bytes) -> Decoded:
         raise Damaged from error
 
 
-def _value(fields: dict[str, Any], inline: bytes) -> Value:
-    if fields["inline"] is not None:
-        fields["inline"] = inline
+def _split(value: Value) -> tuple[dict[str, Any], bytes]:
+    """The fields for the JSON line, with sizes in the place of what stands behind it, and that."""
+    fields = value._asdict()
+    inline, ingredients = value.inline, value.ingredients
+    if inline is not None:
+        fields["inline"] = len(inline)
+    if ingredients is not None:
+        fields["ingredients"] = len(ingredients)
+    return fields, (inline or b"") + (ingredients or b"")
+
+
+def _value(fields: dict[str, Any], behind: bytes) -> Value:
+    size_bytes = fields["inline"]
+    if size_bytes is not None:
+        fields["inline"] = behind[:size_bytes]
+    if fields.get("ingredients") is not None:
+        fields["ingredients"] = behind[size_bytes or 0 :]
     return Value(**fields)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -86,7 +88,7 @@ WRONG = [
     ("ttl_s", float("inf")), ("wait_s", -1), ("failures_max", 0), ("failures_max", 1.5), ("failures_max", True),
     ("deaths_max", "3"), ("read_only", "yes"), ("read_only", None), ("disable", 1), ("allow_pickle", "maybe"),
     ("heartbeat", "fork"), ("heartbeat", "process"), ("on_unavailable", "ignore"), ("retry_after_s", None),
-    ("local", "auto"), ("fresh_s", 60.0), ("values", "./v"), ("codec", "auto"), ("hold_max_s", 0), ("url", 5),
+    ("local", "auto"), ("fresh_s", 60.0), ("values", "./v"), ("codec", ""), ("codec", None), ("secret", "short"), ("secret", []), ("secret", 5), ("hold_max_s", 0), ("url", 5),
 ]  # fmt: skip
 
 
@@ -136,6 +138,22 @@ def test_a_secret_is_never_printed() -> None:
         gather({}, {"DIBS_SECRET": "hunter2"})
     assert "secret" in str(caught.value)
     assert "hunter2" not in str(caught.value)
+    _, settings = gather({"secret": ["new-" + "s" * 20, "old-" + "s" * 20]}, {})
+    assert "sss" not in repr(settings)
+    assert settings.secret is not None
+    assert settings.secret.values[0].startswith(b"new-")
+
+
+def test_a_secret_is_not_sent_along_with_what_is_pickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, settings = gather({"secret": "s" * 20}, {})
+    sent = pickle.dumps(settings)
+    assert b"sss" not in sent
+    monkeypatch.delenv("DIBS_SECRET", raising=False)
+    with pytest.raises(SettingsError, match="DIBS_SECRET"):
+        pickle.loads(sent)
+    monkeypatch.setenv("DIBS_SECRET", "t" * 20 + " " + "s" * 20)
+    assert pickle.loads(sent).secret.values == (b"t" * 20, b"s" * 20)
+    assert copy.deepcopy(settings).secret is settings.secret
 
 
 @pytest.mark.parametrize(("ttl_s", "beat_s"), [(60.0, 0.0), (60.0, 20.1), (60.0, -1.0), (0.01, None), (1e9, None)])

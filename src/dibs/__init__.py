@@ -6,7 +6,7 @@
 42
 """
 
-from dibs.cache import Cache, open  # noqa: A004
+from dibs.cache import Cache
 from dibs.errors import (
     CodecError,
     ComputeFailed,
@@ -23,6 +23,7 @@ from dibs.errors import (
 )
 from dibs.events import Event
 from dibs.locks import Lock
+from dibs.opening import open  # noqa: A004
 from dibs.report import LockInfo, Status
 from dibs.slot import Slot
 from dibs.stats import Stats

@@ -1,15 +1,14 @@
-"""The public face of one cache: `open`, `get_or_compute`, `once`, `get`, `put`, `forget`, `lock`."""
+"""The public face of one cache: `memoize`, `get_or_compute`, `once`, `get`, `put`, `forget`, `lock`."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from dibs import cell as table
 from dibs import report
-from dibs.cell import Cell
+from dibs.cell import Cell, Value
 from dibs.cells import Cells, Seen
 from dibs.codec import Codec
 from dibs.contend import Contender
@@ -24,7 +23,7 @@ from dibs.once import Ask, Limits, Once
 from dibs.probe import introduce
 from dibs.report import LockInfo, Status
 from dibs.runtime import Runtime
-from dibs.settings import Settings, beat_of, check_terms, gather
+from dibs.settings import UNSET, Settings, beat_of, check_terms
 from dibs.slot import Slot
 from dibs.stats import Stats, add_to_totals, read_totals
 from dibs.store import Backend
@@ -32,46 +31,10 @@ from dibs.values import Values
 
 T = TypeVar("T")
 
-_DEFAULT_URL: Final = "./.dibs"
 _CLOSE_PATIENCE_S: Final = 2.0
-_UNSET: Final[Any] = object()
 
 KEY_SIZE_MAX: Final = 4096
 """Bytes in UTF-8; a record holds up to two keys, a value and an error, and stays below its own limit."""
-
-
-def open(  # noqa: A001 - dibs.open is its public name
-    url: str | os.PathLike[str] | Backend | None = None, **settings: Any
-) -> Cache:
-    """Open a cache: a folder, a bucket, or a store of your own.
-
-    `url` is "./dir", "file:///dir", "s3://bucket/prefix?endpoint_url=…&region=…&profile=…", "memory:" or a
-    `Store`; None stands for `$DIBS_URL`, else the `url` of the settings files, else `./.dibs`.
-
-    Settings, all by keyword, times in seconds (see `settings.Settings` for the defaults): `ttl_s`, `beat_s`,
-    `hold_max_s`, `wait_s`, `failures_max`, `deaths_max`, `retry_after_s`, `allow_pickle`, `heartbeat`,
-    `on_unavailable`, `read_only`.
-
-    Raises SettingsError for an unknown or impossible setting, StoreUnsuitable when the store can't keep dibs'
-    promises, StoreUnavailable when it doesn't answer.
-
-    >>> cache = open("memory:")
-    >>> cache.get_or_compute("answer", lambda: 42)
-    42
-    """
-    from dibs.runtime.system import system
-    from dibs.stores import open_store
-
-    arguments = {name: value for name, value in settings.items() if value is not _UNSET}
-    if isinstance(url, os.PathLike):
-        url = os.fspath(url)
-    if url is None or isinstance(url, str):
-        found, gathered = gather({"url": url, **arguments} if url is not None else arguments)
-        backend = open_store(found or _DEFAULT_URL, system())
-    else:
-        _, gathered = gather(arguments)
-        backend = url
-    return Cache(backend, system(), gathered)
 
 
 class Cache:
@@ -117,7 +80,7 @@ class Cache:
         *,
         expires_s: float | None = None,
         stale_ok: bool = False,
-        wait_s: float | None = _UNSET,
+        wait_s: float | None = UNSET,
     ) -> T:
         """Return the value of `key`; `compute` it unless somebody in the fleet has, or is doing so right now.
 
@@ -169,7 +132,7 @@ class Cache:
             self._events.emit("unpublished", key, detail=str(error))
             return compute()
 
-    def once(self, key: str, *, expires_s: float | None = None, wait_s: float | None = _UNSET) -> Slot:
+    def once(self, key: str, *, expires_s: float | None = None, wait_s: float | None = UNSET) -> Slot:
         """The block form: `with cache.once(key) as slot`.
 
         In the block, either `slot.done` and `slot.value` is there, or this worker holds the key: compute, call
@@ -204,8 +167,19 @@ class Cache:
         name, expires_s = record_name(KEYS, key), _checked_expiry(expires_s)
         encoded = self._values.encode(value)
         claim = self._runtime.token()
-        stored = self._values.store(name, encoded, 0, claim, 0.0, expires_s)
-        self._cells.change(name, key, claim, lambda seen: table.put(seen.cell, stored), self.settings.ttl_s)
+        stored: Value | None = None
+
+        def event(seen: Seen) -> Cell:
+            # The blob is named by the epoch that this put begins, so that nobody takes it for garbage before.
+            nonlocal stored
+            epoch = seen.cell.epoch + 1
+            if stored is None or stored.epoch != epoch:
+                if stored is not None:
+                    self._values.discard(stored)
+                stored = self._values.store(name, encoded, epoch, claim, 0.0, expires_s)
+            return table.put(seen.cell, stored)
+
+        self._cells.change(name, key, claim, event, self.settings.ttl_s)
         self._events.emit("put", key)
 
     def forget(self, key: str) -> None:
@@ -229,7 +203,7 @@ class Cache:
         ttl_s: float | None = None,
         beat_s: float | None = None,
         hold_max_s: float | None = None,
-        wait_s: float | None = _UNSET,
+        wait_s: float | None = UNSET,
         reentrant: bool = False,
     ) -> Lock:
         """A lock over the whole fleet: `with cache.lock(name) as lock`.  Times default to the cache's.
@@ -354,7 +328,7 @@ class Cache:
         return f"<dibs.Cache {self._store.url}>"
 
     def _wait_s(self, wait_s: float | None) -> float | None:
-        if wait_s is _UNSET:
+        if wait_s is UNSET:
             return self.settings.wait_s
         if wait_s is not None and not wait_s >= 0:
             raise SettingsError(f"wait_s = {wait_s!r}: expected a number of seconds that is not negative, or None")

@@ -4,10 +4,54 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, Self
 
 from dibs.errors import SettingsError
 from dibs.liveness import BEATS_PER_TTL, TRUST_PER_TTL, TTL_MAX_S, TTL_MIN_S
+
+
+class Unset:
+    """The default of an argument that wasn't given, where None means something."""
+
+    def __repr__(self) -> str:
+        return "…"
+
+
+UNSET: Final[Any] = Unset()
+
+
+class Secrets:
+    """What entries are signed with, newest first; never shown, and never sent along with a pickled cache."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: tuple[bytes, ...]) -> None:
+        self.values = values
+
+    def __repr__(self) -> str:
+        return f"<{len(self.values)} secret(s)>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secrets) and self.values == other.values
+
+    def __hash__(self) -> int:
+        return hash(len(self.values))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # a copy in the same process keeps it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _secret_of_this_process, ()
+
+
+def _secret_of_this_process() -> Secrets:
+    """Stands in a pickle in the place of the secret, which the receiver must have of its own."""
+    found = gather({})[1].secret
+    if found is None:
+        raise SettingsError(
+            "this cache was opened with a secret, which is never sent along: set DIBS_SECRET where it is used"
+        )
+    return found
 
 
 class Settings(NamedTuple):
@@ -20,7 +64,9 @@ class Settings(NamedTuple):
     failures_max: int = 3
     deaths_max: int = 10
     retry_after_s: float = 60.0
+    codec: str = "auto"
     allow_pickle: bool | None = None
+    secret: Secrets | None = None
     heartbeat: Literal["thread", "manual"] = "thread"
     on_unavailable: Literal["raise", "compute"] = "raise"
     read_only: bool = False
@@ -35,6 +81,8 @@ class Settings(NamedTuple):
 _FLOATS: Final = ("ttl_s", "beat_s", "hold_max_s", "wait_s", "retry_after_s")
 _INTEGERS: Final = ("failures_max", "deaths_max")
 _FLAGS: Final = ("allow_pickle", "read_only", "disable")
+_SECRET_SIZE_MIN: Final = 16
+"""Bytes; shorter ones could be guessed from a signature."""
 _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "heartbeat": ("thread", "manual"),
     "on_unavailable": ("raise", "compute"),
@@ -43,8 +91,6 @@ _LATER: Final[dict[str, str]] = {
     "local": "tiers on this host",
     "fresh_s": "tiers on this host",
     "values": "a second store for large values",
-    "codec": "other codecs than the automatic choice",
-    "secret": "signed values",
 }
 """Settings of the documented face that this version does not have yet: asking for one is an error, never ignored."""
 
@@ -90,13 +136,15 @@ def _from_environment(environ: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
     return "a DIBS_ variable", {name.removeprefix("DIBS_").lower(): _parsed(name, text) for name, text in ours.items()}
 
 
-_FOREIGN_VARIABLES: Final = ("DIBS_RUNTIME_DIR", "DIBS_MINISTACK_PYTHON", "DIBS_LOCK_GENERATION")
+_FOREIGN_VARIABLES: Final = ("DIBS_RUNTIME_DIR", "DIBS_MINISTACK_PYTHON", "DIBS_OTHER_PYTHON", "DIBS_LOCK_GENERATION")
 """Not settings: where the runtime's files are, what the tests need, and what `dibs lock` tells its command."""
 
 
 def _parsed(variable: str, text: str) -> Any:
     """A variable's text as the type that its setting has."""
     name = variable.removeprefix("DIBS_").lower()
+    if name == "secret":
+        return text.split()  # several, newest first
     try:
         if name in _FLOATS:
             return None if text.lower() in ("", "none") else float(text)
@@ -146,10 +194,15 @@ def _table_in(path: str, name: str) -> dict[str, Any] | None:
 
 
 def _checked(name: str, value: Any, source: str) -> Any:
-    where = f"{name} = {value!r} ({source})"
+    where = f"{name} = {'…' if name == 'secret' else repr(value)} ({source})"
     if name == "url":
         if value is not None and not isinstance(value, str):
             raise SettingsError(f"{where}: expected the URL or the path of a store")
+    elif name == "secret":
+        return _secrets(value, source)  # an error about it must not show it
+    elif name == "codec":
+        if not isinstance(value, str) or not value:
+            raise SettingsError(f"{where}: expected the name of a codec, or 'auto'")
     elif name in _LATER:
         raise SettingsError(f"{name} ({source}): this version of dibs has no {_LATER[name]} yet; leave {name} out")
     elif name in _FLOATS:
@@ -174,3 +227,22 @@ def _checked(name: str, value: Any, source: str) -> Any:
         # Without the value: a misspelt secret is still a secret.
         raise SettingsError(f"{name} ({source}): there is no such setting; known are {known}")
     return value
+
+
+def _secrets(value: Any, source: str) -> Secrets | None:
+    if value is None or isinstance(value, Secrets):
+        return value
+    several = value if isinstance(value, list | tuple) else [value]
+    found: list[bytes] = []
+    for one in several:
+        if not isinstance(one, str | bytes):
+            raise SettingsError(f"secret ({source}): expected text or bytes, or a list of them, newest first")
+        found.append(one.encode() if isinstance(one, str) else one)
+        if len(found[-1]) < _SECRET_SIZE_MIN:
+            raise SettingsError(
+                f"secret ({source}): {len(found[-1])} bytes are too few to keep anybody out; use {_SECRET_SIZE_MIN} or "
+                "more of chance, for example from: openssl rand -hex 32"
+            )
+    if not found:
+        raise SettingsError(f"secret ({source}): an empty list; leave it out to work without signatures")
+    return Secrets(tuple(found))

@@ -1,0 +1,81 @@
+"""From a URL and settings to a cache: `dibs.open`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+from dibs.cache import Cache
+from dibs.settings import UNSET, gather
+from dibs.store import Backend
+
+_DEFAULT_URL: Final = "./.dibs"
+
+
+def open(  # noqa: A001 - dibs.open is its public name
+    url: str | os.PathLike[str] | Backend | None = None,
+    *,
+    ttl_s: float = UNSET,
+    beat_s: float | None = UNSET,
+    hold_max_s: float | None = UNSET,
+    wait_s: float | None = UNSET,
+    failures_max: int = UNSET,
+    deaths_max: int = UNSET,
+    retry_after_s: float = UNSET,
+    codec: str = UNSET,
+    allow_pickle: bool | None = UNSET,
+    secret: str | bytes | Sequence[str | bytes] | None = UNSET,
+    heartbeat: Literal["thread", "process", "manual"] = UNSET,
+    on_unavailable: Literal["raise", "compute"] = UNSET,
+    read_only: bool = UNSET,
+    disable: bool = UNSET,
+    **unknown: Any,
+) -> Cache:
+    """Open a cache: a folder, a bucket, or a store of your own.
+
+    `url` is "./dir", "file:///dir", "s3://bucket/prefix?endpoint_url=…&region=…&profile=…", "memory:" or a
+    `Store`; None stands for `$DIBS_URL`, else the `url` of the settings files, else `./.dibs`.
+
+    What isn't given here comes from `DIBS_*` variables, then from the nearest `dibs.toml` or `[tool.dibs]` in
+    `pyproject.toml`, then from the defaults below.  Times are in seconds.
+
+    - `ttl_s` (60): a hold that nobody renewed for so long may be taken over; `beat_s` (a sixth of it): how often
+      the holder renews it; `hold_max_s` (None): it stops after so long, so that others take over from what hangs.
+    - `wait_s` (None): the longest wait for another worker, then WaitTimeout.
+    - `failures_max` (3), `deaths_max` (10), `retry_after_s` (60): a key that has failed, or killed its worker, so
+      often raises ComputeFailed until so long has passed without an attempt.
+    - `codec` ("auto"): how values are stored: by their type, or by the codec of that name; "+zstd" compresses.
+    - `allow_pickle` (None): load values that are pickles: only from a folder that nobody else can write (None),
+      always (True), never (False).  With a `secret` they are signed, and taken from anywhere.
+    - `secret` (None): every entry is signed with it and checked before it is read; several, newest first, to
+      change it.  At least 16 bytes.  `$DIBS_SECRET` takes several separated by spaces.
+    - `heartbeat` ("thread"): who renews holds: "thread", "process" (also while native code holds the interpreter
+      lock) or "manual" (`slot.beat()`).
+    - `on_unavailable` ("raise"): what to do when the store is away; "compute" works without sharing, and warns.
+    - `read_only` (False): never writes.  `disable` (False): computes everything.
+
+    Raises SettingsError for an unknown or impossible setting, StoreUnsuitable when the store can't keep dibs'
+    promises, StoreUnavailable when it doesn't answer.
+
+    >>> cache = open("memory:")
+    >>> cache.get_or_compute("answer", lambda: 42)
+    42
+    """
+    from dibs.runtime.system import system
+    from dibs.stores import open_store
+
+    arguments = {name: value for name, value in locals().items() if name in _ARGUMENTS and value is not UNSET}
+    arguments.update(unknown)
+    if isinstance(url, os.PathLike):
+        url = os.fspath(url)
+    if url is None or isinstance(url, str):
+        found, gathered = gather({"url": url, **arguments} if url is not None else arguments)
+        backend = open_store(found or _DEFAULT_URL, system())
+    else:
+        _, gathered = gather(arguments)
+        backend = url
+    return Cache(backend, system(), gathered)
+
+
+_ARGUMENTS: Final = frozenset(open.__kwdefaults__)

@@ -11,7 +11,7 @@ have happened, may not have, and may still happen later, at most once and only f
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from enum import Enum
 from typing import BinaryIO, Final, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -113,11 +113,18 @@ class Store(Protocol):
         """Give up descriptors and connections; the store opens them again when it is used again."""
 
 
+class Source(Protocol):
+    """What an upload reads from: any binary file, or something that hands out views of memory without copying it."""
+
+    def read(self, size: int, /) -> bytes | memoryview:
+        """At most `size` bytes, and none only at the end."""
+
+
 @runtime_checkable
 class Blobs(Protocol):
     """Large bytes under names, immutable once written, streamed; no conditions needed."""
 
-    def upload(self, name: str, source: BinaryIO) -> None:
+    def upload(self, name: str, source: Source) -> None:
         """Store all of `source` under `name`; the blob is complete before it can be seen."""
 
     def download(self, name: str) -> AbstractContextManager[BinaryIO]:
@@ -125,6 +132,16 @@ class Blobs(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove the blob; no error when there is none."""
+
+    def scan_blobs(self, prefix: str) -> Iterator[Listed]:
+        """List the blobs whose names begin with `prefix`, as `scan` lists records; a hint too."""
+
+    def clear_leftovers(self, gone: Callable[[str], bool], dry_run: bool = False) -> Iterator[Listed]:
+        """Remove what uploads left whose writers died, and tell of each; with `dry_run`, only tell.
+
+        An upload that a living writer is at is never disturbed: where the store can't see who lives, `gone` is asked,
+        with the name of the blob, whether nothing can come of it any more.
+        """
 
 
 class Backend(Store, Blobs, Protocol):

@@ -9,7 +9,7 @@ from typing import BinaryIO, Literal
 
 from dibs.errors import DibsError, SettingsError
 from dibs.runtime import Runtime
-from dibs.store import Backend, Listed, Record, Unchanged, Version
+from dibs.store import Backend, Listed, Record, Source, Unchanged, Version
 from dibs.stores import open_store
 
 
@@ -93,7 +93,7 @@ class Scratched:
     def close(self) -> None:
         self.inner.close()
 
-    def upload(self, name: str, source: BinaryIO) -> None:
+    def upload(self, name: str, source: Source) -> None:
         self._blobs[self._prefix + name] = None
         self.inner.upload(self._prefix + name, source)
 
@@ -106,6 +106,19 @@ class Scratched:
     def remove(self, name: str) -> None:
         self.inner.remove(self._prefix + name)
         self._blobs.pop(self._prefix + name, None)
+
+    def scan_blobs(self, prefix: str) -> Iterator[Listed]:
+        for listed in self.inner.scan_blobs(self._prefix + prefix):
+            yield listed._replace(name=listed.name.removeprefix(self._prefix))
+
+    def clear_leftovers(self, gone: Callable[[str], bool], dry_run: bool = False) -> Iterator[Listed]:
+        """Those of this scratch; others are none of its business."""
+
+        def ours(name: str) -> bool:
+            return name.startswith(self._prefix) and gone(name.removeprefix(self._prefix))
+
+        for listed in self.inner.clear_leftovers(ours, dry_run):
+            yield listed._replace(name=listed.name.removeprefix(self._prefix))
 
 
 @contextmanager

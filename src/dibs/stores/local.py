@@ -24,14 +24,14 @@ from zlib import crc32
 
 from dibs.errors import Conflict
 from dibs.runtime import Runtime, linux, process
-from dibs.store import UNCHANGED, Listed, Record, Unchanged, Version, checked_name
+from dibs.store import UNCHANGED, Listed, Record, Source, Unchanged, Version
 from dibs.stores import local_disk, local_guards, local_slots
-from dibs.stores.local_folder import READ, WRITE, Folder, Root, entries, make_directories, name_of, path_of
+from dibs.stores.local_blobs import LocalBlobs
+from dibs.stores.local_folder import READ, WRITE, Folder, Root, files_below, path_of
 
 REQUEST_TIMEOUT_S: Final = 10.0
 READ_TRIES: Final = 3
 PLACES_MAX: Final = 4096
-COPY_SIZE: Final = 1 << 20
 
 
 class LocalStore:
@@ -51,6 +51,7 @@ class LocalStore:
         self._runtime = runtime
         local_disk.check_type(self.root, type_of(self.root))
         self._folder = Folder(self.root, runtime)
+        self._blobs = LocalBlobs(self._folder, runtime)
         self._guards = local_guards.Guards(runtime, self.root, REQUEST_TIMEOUT_S)
         self._places: dict[str, tuple[str, int]] = {}
         # Ages come from the clock that all processes of a boot share, and that nobody can set.
@@ -216,10 +217,7 @@ class LocalStore:
         """Put a whole new file in the place of the old one; readers see either."""
         temp, fd = self._folder.open_temp(root)
         try:
-            try:
-                local_slots.write_new(fd, new, seq, stamp)
-            finally:
-                os.close(fd)
+            local_slots.write_new(fd, new, seq, stamp)
             try:
                 linux.exchange(temp, path, root.fd)
             except OSError as error:
@@ -231,23 +229,16 @@ class LocalStore:
         except OSError:
             self._folder.discard(root, temp)
             raise
+        finally:
+            os.close(fd)
         self._folder.discard(root, temp)
 
     def scan(self, prefix: str) -> Iterator[Listed]:
-        if prefix:
-            checked_name(prefix.removesuffix("/"))
         root = self._folder.root or self._folder.open()
-        waiting = [("records/" + prefix).removesuffix("/")]
-        while waiting:
-            directory = waiting.pop()
-            for entry, is_directory in entries(os.path.join(self.root, directory)):
-                path = f"{directory}/{entry}"
-                if is_directory:
-                    waiting.append(path)
-                elif (name := name_of(path)) is not None and name.startswith(prefix):
-                    with contextlib.suppress(OSError):
-                        slot = self._slot(root, path)
-                        yield (Listed(name, len(slot.data), self._age_s(slot)) if slot else Listed(name, 0, None))
+        for name, path in files_below(self.root, "records", prefix):
+            with contextlib.suppress(OSError):
+                slot = self._slot(root, path)
+                yield (Listed(name, len(slot.data), self._age_s(slot)) if slot else Listed(name, 0, None))
 
     def files_of(self, name: str) -> tuple[str, ...]:
         path, _ = self._places.get(name) or self._place(name)
@@ -255,75 +246,20 @@ class LocalStore:
 
     # --- blobs ---
 
-    def upload(self, name: str, source: BinaryIO) -> None:
-        path = path_of("blobs", name)
-        root = self._folder.root or self._folder.open()
-        temp = ""
-        try:
-            temp, fd = self._folder.open_temp(root)
-            with open(fd, "wb", buffering=0) as file:
-                while chunk := _read_source(source):
-                    _write_all(file.fileno(), chunk)
-            try:
-                os.rename(temp, path, src_dir_fd=root.fd, dst_dir_fd=root.fd)
-            except FileNotFoundError:
-                make_directories(root, path)
-                os.rename(temp, path, src_dir_fd=root.fd, dst_dir_fd=root.fd)
-        except BaseException as error:
-            if temp:
-                self._folder.discard(root, temp)
-            if isinstance(error, _SourceFailed):
-                raise error.cause from None
-            if isinstance(error, OSError):
-                raise self._folder.translated(error, root, path) from error
-            raise
+    def upload(self, name: str, source: Source) -> None:
+        self._blobs.upload(name, source)
 
     def download(self, name: str) -> AbstractContextManager[BinaryIO]:
-        path = path_of("blobs", name)
-        root = self._folder.root or self._folder.open()
-        try:
-            file = open(os.open(path, READ, dir_fd=root.fd), "rb")  # noqa: SIM115 (the caller closes it)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(errno.ENOENT, "no such blob", os.path.join(self.root, path)) from error
-        except OSError as error:
-            raise self._folder.translated(error, root, path) from error
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.close()
-            raise local_disk.not_a_record(os.path.join(self.root, path))
-        return file
-
-    def erase(self, name: str) -> None:
-        self._unlink(path_of("records", name))
+        return self._blobs.download(name)
 
     def remove(self, name: str) -> None:
-        self._unlink(path_of("blobs", name))
+        self._folder.unlink(path_of("blobs", name))
 
-    def _unlink(self, path: str) -> None:
-        root = self._folder.root or self._folder.open()
-        try:
-            os.unlink(path, dir_fd=root.fd)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise self._folder.translated(error, root, path) from error
+    def scan_blobs(self, prefix: str) -> Iterator[Listed]:
+        return self._blobs.scan(prefix)
 
+    def clear_leftovers(self, gone: Callable[[str], bool], dry_run: bool = False) -> Iterator[Listed]:
+        return self._folder.clear_temps(self._runtime.wall(), dry_run=dry_run)
 
-class _SourceFailed(Exception):
-    """Carries an error of the caller's stream past the translation of our own."""
-
-    def __init__(self, cause: Exception) -> None:
-        super().__init__(cause)
-        self.cause = cause
-
-
-def _read_source(source: BinaryIO) -> bytes:
-    try:
-        return source.read(COPY_SIZE)
-    except Exception as error:
-        raise _SourceFailed(error) from error
-
-
-def _write_all(fd: int, chunk: bytes) -> None:
-    view = memoryview(chunk)
-    while view:
-        view = view[os.write(fd, view) :]
+    def erase(self, name: str) -> None:
+        self._folder.unlink(path_of("records", name))

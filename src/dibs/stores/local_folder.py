@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from typing import Final
 from zlib import crc32
 
-from dibs.errors import StoreUnavailable
+from dibs.errors import DibsError, StoreUnavailable
 from dibs.runtime import Runtime
-from dibs.store import checked_name
+from dibs.store import Listed, checked_name
 from dibs.stores import local_disk
 
 STALE_AFTER_S: Final = 24 * 3600
 TEMPS_PER_PRUNING: Final = 256
+TEMP_TRIES: Final = 10
 
 READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 WRITE: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -85,13 +87,49 @@ class Folder:
             return os.open(path, CREATE, 0o600, dir_fd=root.fd)
 
     def open_temp(self, root: Root) -> tuple[str, int]:
-        temp = f"tmp/{self._runtime.token()}"
-        fd = self.open_new(root, temp)
-        if self._temps % TEMPS_PER_PRUNING == 0:
-            with contextlib.suppress(OSError):
-                _prune(os.path.join(self.path, "tmp"), os.fstat(fd).st_mtime)
-        self._temps += 1
-        return temp, fd
+        """A file of our own to write in, locked as long as it is open: a free one was left by the dead."""
+        for _ in range(TEMP_TRIES):
+            temp = f"tmp/{self._runtime.token()}"
+            fd = self.open_new(root, temp)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # whoever clears up was faster
+                os.close(fd)
+                continue
+            except BaseException:
+                os.close(fd)
+                raise
+            if not os.fstat(fd).st_nlink:
+                os.close(fd)
+                continue
+            if self._temps % TEMPS_PER_PRUNING == 0:
+                now = os.fstat(fd).st_mtime
+                with contextlib.suppress(OSError, DibsError):
+                    for _ in self.clear_temps(now, older_than_s=STALE_AFTER_S):
+                        pass
+            self._temps += 1
+            return temp, fd
+        raise OSError(errno.EAGAIN, "temporary files vanish as soon as they are made")
+
+    def clear_temps(self, now: float, older_than_s: float = 0.0, dry_run: bool = False) -> Iterator[Listed]:
+        """Remove the temporary files of dead writers; `now` is by the file system's clock."""
+        directory = os.path.join(self.path, "tmp")
+        for name, _ in entries(directory):
+            path = os.path.join(directory, name)
+            with contextlib.suppress(FileNotFoundError):
+                status = os.lstat(path)
+                age_s = max(now - status.st_mtime, 0.0)
+                if age_s >= older_than_s and _is_free(path, remove=not dry_run):
+                    yield Listed(f"tmp/{name}", status.st_size, age_s)
+
+    def unlink(self, path: str) -> None:
+        root = self.root or self.open()
+        try:
+            os.unlink(path, dir_fd=root.fd)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self.translated(error, root, path) from error
 
     def discard(self, root: Root, temp: str) -> None:
         with contextlib.suppress(OSError):
@@ -128,6 +166,21 @@ def entries(directory: str) -> Iterator[tuple[str, bool]]:
         raise local_disk.translated(error, directory) from error
 
 
+def files_below(root: str, top: str, prefix: str) -> Iterator[tuple[str, str]]:
+    """Names that begin with `prefix`, each with its path below the root."""
+    if prefix:
+        checked_name(prefix.removesuffix("/"))
+    waiting = [f"{top}/{prefix}".removesuffix("/")]
+    while waiting:
+        directory = waiting.pop()
+        for entry, is_directory in entries(os.path.join(root, directory)):
+            path = f"{directory}/{entry}"
+            if is_directory:
+                waiting.append(path)
+            elif (name := name_of(path)) is not None and name.startswith(prefix):
+                yield name, path
+
+
 def make_directories(root: Root, path: str) -> None:
     parts = path.split("/")[:-1]
     for depth in range(len(parts)):
@@ -135,10 +188,15 @@ def make_directories(root: Root, path: str) -> None:
             os.mkdir("/".join(parts[: depth + 1]), 0o700, dir_fd=root.fd)
 
 
-def _prune(directory: str, now: float) -> None:
-    """Remove what dead writers left, by the file system's own clock."""
-    for name, _ in entries(directory):
-        with contextlib.suppress(OSError):
-            path = os.path.join(directory, name)
-            if now - os.lstat(path).st_mtime > STALE_AFTER_S:
-                os.unlink(path)
+def _is_free(path: str, remove: bool) -> bool:
+    """Whether nobody has the file locked; if so it may be removed, under the lock."""
+    fd = os.open(path, READ)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if remove:
+            os.unlink(path)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)

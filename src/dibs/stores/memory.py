@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import BinaryIO, Final, Literal, NamedTuple
 
 from dibs.errors import Conflict
 from dibs.runtime import Runtime
-from dibs.store import UNCHANGED, Listed, Record, Unchanged, Version, checked_name
+from dibs.store import UNCHANGED, Listed, Record, Source, Unchanged, Version, checked_name
+
+_PIECE_SIZE: Final = 1 << 20
 
 
 class _Kept(NamedTuple):
@@ -36,7 +38,7 @@ class MemoryStore:
         self._begin()
         runtime.after_fork(self._begin)
         self._records: dict[str, _Kept] = {}
-        self._blobs: dict[str, bytes] = {}
+        self._blobs: dict[str, _Kept] = {}
 
     def _begin(self) -> None:
         self._lock = self._runtime.lock()  # a forked child must not wait for a thread of its parent
@@ -59,10 +61,13 @@ class MemoryStore:
         return kept.version
 
     def scan(self, prefix: str) -> Iterator[Listed]:
+        return self._listed(self._records, prefix)
+
+    def _listed(self, things: dict[str, _Kept], prefix: str) -> Iterator[Listed]:
         if prefix:
             checked_name(prefix.removesuffix("/"))
         now = self._runtime.monotonic()
-        for name, kept in list(self._records.items()):
+        for name, kept in list(things.items()):
             if name.startswith(prefix):
                 yield Listed(name, len(kept.data), max(0.0, now - kept.written))
 
@@ -80,14 +85,23 @@ class MemoryStore:
     def close(self) -> None:
         pass
 
-    def upload(self, name: str, source: BinaryIO) -> None:
-        self._blobs[checked_name(name)] = source.read()
+    def upload(self, name: str, source: Source) -> None:
+        pieces = []
+        while piece := source.read(_PIECE_SIZE):
+            pieces.append(piece)
+        self._blobs[checked_name(name)] = _Kept(b"".join(pieces), "", self._runtime.monotonic())
 
     def download(self, name: str) -> AbstractContextManager[BinaryIO]:
         try:
-            return io.BytesIO(self._blobs[checked_name(name)])
+            return io.BytesIO(self._blobs[checked_name(name)].data)
         except KeyError:
             raise FileNotFoundError(f"no such blob: {name}") from None
 
     def remove(self, name: str) -> None:
         self._blobs.pop(checked_name(name), None)
+
+    def scan_blobs(self, prefix: str) -> Iterator[Listed]:
+        return self._listed(self._blobs, prefix)
+
+    def clear_leftovers(self, gone: Callable[[str], bool], dry_run: bool = False) -> Iterator[Listed]:
+        return iter(())  # an upload that fails leaves nothing here

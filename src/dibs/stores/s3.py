@@ -9,15 +9,15 @@ reads the record and finds out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from typing import Any, BinaryIO, Final, Literal
 from urllib.parse import urlsplit
 
 from dibs.errors import Conflict, StoreUnsuitable
 from dibs.runtime import Runtime
-from dibs.store import RECORD_SIZE_MAX, UNCHANGED, Listed, Record, Unchanged, Version, checked_name
-from dibs.stores.s3_blobs import downloaded, upload
+from dibs.store import RECORD_SIZE_MAX, UNCHANGED, Listed, Record, Source, Unchanged, Version, checked_name
+from dibs.stores.s3_blobs import cleared, downloaded, upload
 from dibs.stores.s3_client import Clients, S3Settings, parse_s3_url
 from dibs.stores.s3_errors import Doing, code_of, headers_of, seconds_since_1970, status_of
 
@@ -137,10 +137,13 @@ class S3Store:
         return _version(answer, doing)
 
     def scan(self, prefix: str) -> Iterator[Listed]:
+        return self._listed(RECORDS, prefix)
+
+    def _listed(self, below: str, prefix: str) -> Iterator[Listed]:
         assert prefix.endswith("/"), prefix
-        doing = self._doing("list", "ListObjectsV2", RECORDS, prefix[:-1])
+        doing = self._doing("list", "ListObjectsV2", below, prefix[:-1])
         where = {"Bucket": doing.bucket, "Prefix": f"{doing.key}/"}
-        root = len(f"{self._root}{RECORDS}")
+        root = len(f"{self._root}{below}")
         while True:  # ends with the listing
             with self._clients.talking(doing):
                 page = self._clients.bulk().list_objects_v2(**where)
@@ -157,11 +160,11 @@ class S3Store:
 
     # --- blobs ------------------------------------------------------------------------------------------
 
-    def upload(self, name: str, source: BinaryIO) -> None:
+    def upload(self, name: str, source: Source) -> None:
         """Store all of `source`, in parts when it is large; what `source` raises goes through.
 
-        A killed upload leaves its parts behind, invisible but paid for: give the bucket a lifecycle rule
-        (AbortIncompleteMultipartUpload).
+        A killed upload leaves its parts behind, invisible but paid for, until they are cleared; a lifecycle rule of
+        the bucket (AbortIncompleteMultipartUpload) does that too.
         """
         upload(self._clients, self._doing("upload", "PutObject", BLOBS, name, writes=True), source)
 
@@ -173,6 +176,14 @@ class S3Store:
         doing = self._doing("removal", "DeleteObject", BLOBS, name, writes=True)
         with self._clients.talking(doing):
             self._clients.ask(self._clients.bulk().delete_object, doing, {404})
+
+    def scan_blobs(self, prefix: str) -> Iterator[Listed]:
+        return self._listed(BLOBS, prefix)
+
+    def clear_leftovers(self, gone: Callable[[str], bool], dry_run: bool = False) -> Iterator[Listed]:
+        """End the uploads in parts that `gone` says nothing can come of; they can't be told from living ones here."""
+        asking = Doing("list of uploads", "ListMultipartUploads", self._settings.bucket, "", self._root)
+        return cleared(self._clients, asking, f"{self._root}{BLOBS}", gone, dry_run)
 
     def erase(self, name: str) -> None:
         doing = self._doing("removal", "DeleteObject", RECORDS, name, writes=True)

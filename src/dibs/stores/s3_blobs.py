@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import errno
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Any, BinaryIO, Final, cast
 
 from dibs.errors import StoreUnavailable, StoreUnsuitable
+from dibs.events import log
 from dibs.runtime import Runtime
+from dibs.store import Listed, Source
 from dibs.stores.s3_client import Clients
-from dibs.stores.s3_errors import Doing, status_of, unknown
+from dibs.stores.s3_errors import Doing, answer_of, code_of, headers_of, seconds_since_1970, status_of, unknown
 
 PART_SIZE: Final = 16 * 1024 * 1024
 PARTS_PER_SIZE: Final = 2000
@@ -27,7 +29,7 @@ DOWNLOAD_ATTEMPTS_MAX: Final = 5
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 5.0
 
 
-def upload(clients: Clients, doing: Doing, source: BinaryIO) -> None:
+def upload(clients: Clients, doing: Doing, source: Source) -> None:
     """Store all of `source`; what `source` raises goes through unchanged, and nothing can be seen then."""
     first = _read_fully(source, PART_SIZE)
     if len(first) < PART_SIZE:
@@ -46,7 +48,7 @@ def upload(clients: Clients, doing: Doing, source: BinaryIO) -> None:
         raise
 
 
-def _upload_parts(clients: Clients, doing: Doing, upload_id: str, part: bytes, source: BinaryIO) -> None:
+def _upload_parts(clients: Clients, doing: Doing, upload_id: str, part: bytes, source: Source) -> None:
     parts: list[dict[str, Any]] = []
     size_bytes = 0
     while part:
@@ -76,7 +78,7 @@ def _is_there(clients: Clients, doing: Doing, size_bytes: int) -> bool:
     return bool(answer.get("ContentLength") == size_bytes)
 
 
-def _read_fully(source: BinaryIO, size: int) -> bytes:
+def _read_fully(source: Source, size: int) -> bytes:
     """Read `size` bytes, fewer at the end only: a pipe gives what it has, which says nothing about its end."""
     pieces = []
     while size and (piece := source.read(size)):
@@ -127,3 +129,47 @@ def _fetch_the_rest(clients: Clients, doing: Doing, into: BinaryIO) -> None:
                 into.write(chunk)
     if into.tell() != have + answer["ContentLength"]:
         raise unknown(doing, f"{into.tell() - have} of {answer['ContentLength']} bytes arrived")
+
+
+def cleared(
+    clients: Clients, asking: Doing, below: str, gone: Callable[[str], bool], dry_run: bool
+) -> Iterator[Listed]:
+    """End the uploads in parts below a prefix that `gone` says so of, and tell of each."""
+    where = {"Bucket": asking.bucket, "Prefix": below}
+    while True:  # ends with the listing
+        with clients.talking(asking):
+            try:
+                page = clients.bulk().list_multipart_uploads(**where)
+            except Exception as error:
+                refusal = answer_of(error)
+                if refusal is None or (status_of(refusal) not in (405, 501) and code_of(refusal) != "NotImplemented"):
+                    raise
+                log.warning(
+                    "%s: this server can't list uploads in parts, so what killed ones left stays; give the bucket a "
+                    "lifecycle rule (AbortIncompleteMultipartUpload)", asking,
+                )  # fmt: skip
+                return
+        now_s = seconds_since_1970(headers_of(page).get("date"))
+        for pending in page.get("Uploads", ()):
+            name = pending["Key"].removeprefix(below)
+            if name == pending["Key"] or not gone(name):
+                continue
+            ending = Doing("end of an upload", "AbortMultipartUpload", asking.bucket, pending["Key"], asking.root, True)
+            age_s = None if now_s is None else max(now_s - pending["Initiated"].timestamp(), 0.0)
+            listed = Listed(name, _size_of_parts(clients, ending, pending["UploadId"]), age_s)
+            if not dry_run:
+                with clients.talking(ending):
+                    abort = clients.bulk().abort_multipart_upload
+                    clients.ask(abort, ending, {404}, UploadId=pending["UploadId"])
+            yield listed
+        if not page.get("IsTruncated"):
+            return
+        where |= {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+
+def _size_of_parts(clients: Clients, ending: Doing, upload_id: str) -> int:
+    """Bytes of the first thousand parts, which is nearly all that anybody leaves."""
+    asking = ending._replace(operation="ListParts", writes=False)
+    with clients.talking(asking):
+        answer = clients.ask(clients.bulk().list_parts, asking, {404}, UploadId=upload_id)
+    return sum(part["Size"] for part in answer.get("Parts", ()))

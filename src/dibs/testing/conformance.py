@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import BinaryIO, Final, TypeAlias
 
 from dibs.errors import Conflict, SettingsError
-from dibs.store import RECORD_SIZE_MAX, UNCHANGED, Backend, Record, Version
+from dibs.store import RECORD_SIZE_MAX, UNCHANGED, Backend, Listed, Record, Version
 
 Opener: TypeAlias = Callable[[], Backend]
 
@@ -288,6 +288,42 @@ def a_blob_whose_source_fails_is_never_seen(open_store: Opener) -> None:
         _is_missing(store, "conformance/failing")
 
 
+def blobs_are_listed_apart_from_records(open_store: Opener) -> None:
+    with _opened(open_store) as store:
+        sizes = {f"conformance/listed/in/{number}": number * 1000 for number in range(1, 6)}
+        for name, size in sizes.items():
+            store.upload(name, io.BytesIO(b"x" * size))
+        store.upload("conformance/listed/other", io.BytesIO(b"x"))
+        store.swap("conformance/listed/in/record", None, b"x")
+        listed = list(store.scan_blobs("conformance/listed/in/"))
+        assert {line.name: line.size_bytes for line in listed} == sizes, f"the listing of blobs differs: {listed}"
+        assert all(line.age_s is None or 0 <= line.age_s < 60 for line in listed), f"wrong ages: {listed}"
+        store.remove("conformance/listed/in/1")
+        names = {line.name for line in store.scan_blobs("conformance/listed/in/")}
+        assert names == set(sizes) - {"conformance/listed/in/1"}, "a removed blob is listed, or another one isn't"
+        assert list(store.scan_blobs("conformance/listed/nothing/")) == [], "blobs are listed where there are none"
+
+
+def an_upload_under_way_is_not_cleared_away(open_store: Opener) -> None:
+    with _opened(open_store) as store, _opened(open_store) as cleaner:
+        name, data = "conformance/under-way", b"0123456789abcdef" * (17 << 16)  # two parts in a bucket
+        cleared: list[Listed] = []
+
+        class Slow(io.BytesIO):
+            def read(self, size: int | None = -1) -> bytes:
+                if self.tell() > len(data) // 2:
+                    cleared.extend(cleaner.clear_leftovers(lambda name: False))
+                return super().read(size)
+
+        store.upload(name, Slow(data))
+        assert cleared == [], f"an upload that was under way was cleared away: {cleared}"
+        with store.download(name) as file:
+            assert file.read() == data, "a blob came back changed after leftovers were cleared during its upload"
+        left = list(cleaner.clear_leftovers(lambda other: other == name, dry_run=True))
+        assert left == [], f"an upload that came to its end left {left}"
+        store.remove(name)
+
+
 def _together(tasks: Sequence[Callable[[], None]]) -> None:
     """Run them in threads, started at one moment; raise what the first of them raised."""
     barrier = threading.Barrier(len(tasks))
@@ -384,6 +420,8 @@ CHECKS: Final[Sequence[tuple[str, Callable[[Opener], None]]]] = [
         blobs_come_back,
         a_blob_is_read_in_pieces_and_not_by_records,
         a_blob_whose_source_fails_is_never_seen,
+        blobs_are_listed_apart_from_records,
+        an_upload_under_way_is_not_cleared_away,
         of_racing_creates_one_wins,
         no_increment_is_lost,
         a_closed_store_opens_again,

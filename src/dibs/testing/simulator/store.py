@@ -8,7 +8,6 @@ network's.
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +15,7 @@ from hashlib import blake2b
 from typing import Any, BinaryIO, Final, Literal, Protocol, TypeVar
 
 from dibs.errors import Conflict, DibsError, StoreUnavailable
-from dibs.store import UNCHANGED, Listed, Record, Unchanged, Version, checked_name
+from dibs.store import UNCHANGED, Listed, Record, Source, Unchanged, Version, checked_name
 from dibs.testing.simulator.hosts import Host, Process
 from dibs.testing.simulator.scheduler import Scheduler, Task
 from dibs.testing.simulator.settings import Settings
@@ -63,6 +62,7 @@ class Bucket:
         self.blobs: dict[str, bytes] = {}
         self.uploaded: dict[str, bytes] = {}
         """The blobs as they were before anything damaged them."""
+        self.uploaded_at: dict[str, float] = {}
         self._writes = 0
 
     def read(self, name: str, unless: Version | None) -> Record | None | Literal[Unchanged.UNCHANGED]:
@@ -98,6 +98,7 @@ class Bucket:
 
     def upload(self, name: str, data: bytes) -> None:
         self.blobs[name] = self.uploaded[name] = data
+        self.uploaded_at[name] = self.observer.scheduler.now
 
     def remove(self, name: str) -> None:
         self.blobs.pop(name, None)
@@ -110,6 +111,15 @@ class Bucket:
             kept = self.records[name]
             if name.startswith(prefix) and (now - kept.written > LISTING_LAG_S or chance.random() < 0.9):
                 listing.append(Listed(name, len(kept.data), self.age_s(kept)))
+        return listing
+
+    def scan_blobs(self, prefix: str) -> list[Listed]:
+        now, chance = self.observer.scheduler.now, self.observer.scheduler.chance
+        listing = []
+        for name in sorted(self.blobs):
+            age_s = now - self.uploaded_at[name]
+            if name.startswith(prefix) and (age_s > LISTING_LAG_S or chance.random() < 0.9):
+                listing.append(Listed(name, len(self.blobs[name]), age_s if self.observer.settings.ages else None))
         return listing
 
 
@@ -237,10 +247,11 @@ class SimStore:
 
     # --- blobs ---
 
-    def upload(self, name: str, source: BinaryIO) -> None:
+    def upload(self, name: str, source: Source) -> None:
         checked_name(name)
         copy = io.BytesIO()
-        shutil.copyfileobj(source, copy)
+        while piece := source.read(1 << 20):
+            copy.write(piece)
         self._request("upload", name, True, lambda: self._bucket.upload(name, copy.getvalue()))
 
     @contextmanager
@@ -258,6 +269,12 @@ class SimStore:
     def remove(self, name: str) -> None:
         checked_name(name)
         self._request("remove", name, True, lambda: self._bucket.remove(name))
+
+    def scan_blobs(self, prefix: str) -> Iterator[Listed]:
+        yield from self._request("scan", prefix, False, lambda: self._bucket.scan_blobs(prefix))
+
+    def clear_leftovers(self, gone: Callable[[str], bool], dry_run: bool = False) -> Iterator[Listed]:
+        return iter(())  # an upload takes effect at one instant, or not at all
 
     def erase(self, name: str) -> None:
         checked_name(name)

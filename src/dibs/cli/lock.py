@@ -8,7 +8,7 @@ import shlex
 from typing import TYPE_CHECKING, Final
 
 from dibs.cache import Cache
-from dibs.cli.child import Child, NotStarted
+from dibs.command.child import Child, NotStarted
 from dibs.cli.opening import made
 from dibs.cli.printing import Out, say
 from dibs.errors import DibsError, LockLost, SettingsError, WaitTimeout

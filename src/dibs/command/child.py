@@ -42,6 +42,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._pending: list[int] = []
         self._stopping = False
+        self._interrupted = False
         self._gone = runtime.event()
         self.ended = runtime.event()
 
@@ -49,6 +50,16 @@ class Child:
     def stopped(self) -> bool:
         """True when `stop` had to end it."""
         return self._stopping
+
+    @property
+    def interrupted(self) -> bool:
+        """True when somebody asked us, and so the command, to stop."""
+        return self._interrupted
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     @contextmanager
     def receiving_signals(self) -> Iterator[None]:
@@ -65,6 +76,7 @@ class Child:
                 signal.signal(number, handler)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
         if number == signal.SIGINT and not self._own_group:
             return  # the terminal has sent it to the command as well
         if self._process is None:
@@ -72,12 +84,15 @@ class Child:
         else:
             self._send(number)
 
-    def start(self) -> None:
-        """Start the command; raises NotStarted."""
+    def start(self, stdin: int | None = None, stdout: int | None = None, stderr: int | None = None) -> None:
+        """Start the command on these files (None: ours); raises NotStarted."""
         try:
             self._process = subprocess.Popen(
                 self._command,
                 env=self._environment,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
                 process_group=0 if self._own_group else None,
                 preexec_fn=_dying_with_us(),
             )
@@ -87,6 +102,18 @@ class Child:
             raise NotStarted(f"{self._command[0]}: {error}", NOT_EXECUTABLE) from None
         for number in self._pending:
             self._send(number)
+
+    def has_ended(self) -> bool:
+        """Look whether it has ended, without waiting."""
+        assert self._process is not None
+        return self._process.poll() is not None
+
+    @property
+    def killed_by(self) -> int | None:
+        """The signal that ended it, if one did."""
+        assert self._process is not None
+        status = self._process.returncode
+        return -status if status is not None and status < 0 else None
 
     def wait(self) -> int:
         """Wait for its end, and for the end of `stop` if that runs; its status as a shell gives it."""

@@ -245,7 +245,7 @@ MUTANTS: Final = (
         "pytest tests/test_names.py",
     ),
     Mutant(
-        "pickle-loaded-where-refused", NOBODY_GETS_IN, "codec.py",
+        "pickle-loaded-where-refused", NOBODY_GETS_IN, "codec/__init__.py",
         'if codec == "pickle" and self._pickle_refused is not None:',
         "if False:",
         "pytest tests/test_codec.py",

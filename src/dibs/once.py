@@ -54,11 +54,11 @@ class Limits(NamedTuple):
 
 
 class Flight:
-    """One asking of one key in this process; `payload` is what came of it, if anything did."""
+    """One asking of one key in this process; `landed` is what came of it: where the value is, or its bytes."""
 
     def __init__(self, once: Once) -> None:
         self.ended = once.runtime.event()
-        self.payload: Encoded | None = None
+        self.landed: Value | tuple[str, bytes] | None = None
 
 
 class Once:
@@ -113,8 +113,9 @@ class Once:
             if flight is not mine:
                 self._follow(flight, key, ask, began)
                 self._close(name, flight)  # its leader may have been interrupted before it could
-                if flight.payload is not None:
-                    return self._values.decode(flight.payload)
+                found = self._landed(name, key, flight.landed)
+                if found is not None:
+                    return found[0]
                 seen = self._cells.look(name, key)
                 found = None if ask.recompute else self._values.load(name, seen, self._values.fresh)
                 if found is not None:
@@ -124,6 +125,22 @@ class Once:
                 return answer[0]
             seen = self._cells.look(name, key)  # what was found could not be read, and was forgotten
         raise StoreUnavailable(f"the value of {key!r} was damaged {_ROUNDS_MAX} times in a row")
+
+    def _landed(self, name: str, key: str, landed: Value | tuple[str, bytes] | None) -> tuple[Any] | None:
+        """A follower's own copy of what the leader computed: never made of memory that its caller owns by now."""
+        if landed is None:
+            return None
+        if not isinstance(landed, Value):
+            return (self._values.decode(*landed),)
+        if landed.inline is not None:
+            return (self._values.decode(landed.codec, landed.inline),)
+        epoch, claim = landed.epoch, landed.claim
+
+        def same(seen: Seen) -> Value | None:
+            now = seen.cell.value
+            return now if now is not None and (now.epoch, now.claim) == (epoch, claim) else None
+
+        return self._values.load(name, self._cells.look(name, key), same)
 
     def _close(self, name: str, flight: Flight) -> None:
         """Let nobody join any more: whoever asks from now on may have heard of a forget, and looks for himself."""
@@ -283,6 +300,7 @@ class Once:
         self, name: str, hold: LiveHold, result: Any, expires_s: float | None, flight: Flight | None = None
     ) -> Any:
         """Commit `result`; return it, or the value of whoever was first."""
+        encoded: Encoded | None = None
         try:
             cost_s = hold.held_s
             self._events.emit("computed", hold.key, hold.generation, hold.epoch, cost_s)
@@ -295,6 +313,8 @@ class Once:
         except (StoreUnavailable, StoreUnsuitable) as problem:
             self._abandon(hold)
             self._unpublished(hold, problem)
+            if flight is not None and encoded is not None:
+                flight.landed = (encoded.codec, encoded.joined())
         except BaseException:
             self._abandon(hold)
             raise
@@ -302,8 +322,8 @@ class Once:
             if outcome.how != "published":
                 return self._settle(name, hold, value, result, outcome)
             self._events.emit("committed", hold.key, hold.generation, hold.epoch)
-        if flight is not None:
-            flight.payload = encoded
+            if flight is not None:
+                flight.landed = value
         return result
 
     def _settle(self, name: str, hold: LiveHold, value: Value, result: Any, outcome: Outcome) -> Any:

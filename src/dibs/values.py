@@ -53,15 +53,15 @@ class Values:
     def encode(self, result: Any) -> Encoded:
         return self._codec.encode(result)
 
-    def decode(self, encoded: Encoded) -> Any:
-        return self._codec.decode(*encoded)
+    def decode(self, codec: str, payload: bytes) -> Any:
+        return self._codec.decode(codec, payload)
 
     def store(
         self, name: str, encoded: Encoded, epoch: int, claim: str, cost_s: float, expires_s: float | None
     ) -> Value:
         """Make the value that the cell is to carry; a large one is complete in its blob before this returns."""
         who = self._runtime.holder(self._cells.beacon_dir)
-        payload = encoded.payload
+        payload = encoded.joined()
         blob = None
         if len(payload) > INLINE_SIZE_MAX:
             blob = blob_name(name, epoch, claim)

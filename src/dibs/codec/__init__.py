@@ -13,11 +13,12 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from blake3 import blake3
-
+from dibs.codec.encoded import Encoded, Hasher, Piece, digest
 from dibs.errors import CodecError
+
+__all__ = ["Codec", "Encoded", "Hasher", "Piece", "digest"]
 
 _DEPTH_MAX: Final = 100
 _REPEATED_MAX: Final = 10_000
@@ -27,14 +28,8 @@ _INT_BITS_MAX: Final = 10_000
 """Python refuses to parse decimal numbers of more than 4,300 digits."""
 
 
-class Encoded(NamedTuple):
-    codec: str
-    payload: bytes
-
-
-def digest(payload: bytes) -> str:
-    """Content digest of a stored value: blake3, 32 hexadecimal digits."""
-    return blake3(payload).hexdigest(16)
+def _whole(codec: str, payload: bytes) -> Encoded:
+    return Encoded(codec, (payload,), len(payload))
 
 
 class Codec:
@@ -47,17 +42,17 @@ class Codec:
         """Return the value as bytes; raises CodecError, which carries the value, when that can't be done."""
         kind = type(value)
         if kind is bytes:
-            return Encoded("bytes", value)
+            return _whole("bytes", value)
         if kind is str:
-            return Encoded("str", value.encode("utf-8", "surrogatepass"))
+            return _whole("str", value.encode("utf-8", "surrogatepass"))
         if _is_json(value):
-            return Encoded("json", json.dumps(value, separators=(",", ":")).encode())
+            return _whole("json", json.dumps(value, separators=(",", ":")).encode())
         numpy = sys.modules.get("numpy")
         if numpy is not None and kind is numpy.ndarray and not value.dtype.hasobject:
             file = io.BytesIO()
             with suppress(ValueError):  # a few structured types have no name in this format
                 numpy.save(file, value, allow_pickle=False)
-                return Encoded("npy", file.getvalue())
+                return _whole("npy", file.getvalue())
         if self._pickle_refused is not None:
             raise CodecError(
                 f"a value of type {kind.__module__}.{kind.__qualname__} can only be stored as a pickle, and "
@@ -67,7 +62,7 @@ class Codec:
         try:
             import cloudpickle
 
-            return Encoded("pickle", cloudpickle.dumps(value, protocol=5))
+            return _whole("pickle", cloudpickle.dumps(value, protocol=5))
         except Exception as error:
             raise CodecError(
                 f"a value of type {kind.__module__}.{kind.__qualname__} can't be pickled: {error}. "
@@ -75,7 +70,7 @@ class Codec:
                 value,
             ) from error
 
-    def decode(self, codec: str, payload: bytes) -> Any:
+    def decode(self, codec: str, payload: bytes | memoryview) -> Any:
         """The inverse of encode.  `payload` has been checked against its digest."""
         if codec == "pickle" and self._pickle_refused is not None:
             raise CodecError(f"the stored value is a pickle, and {self._pickle_refused}")
@@ -83,7 +78,7 @@ class Codec:
         if decoder is None:
             raise CodecError(f"the stored value has the codec {codec!r}, which this version of dibs doesn't know")
         try:
-            return decoder(payload)
+            return decoder(bytes(payload))
         except Exception as error:
             raise CodecError(
                 f"the stored value ({codec}, {len(payload)} bytes, as it was written) can't be loaded here: "

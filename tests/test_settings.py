@@ -87,7 +87,7 @@ WRONG = [
     ("ttl", 5), ("ttl_s", "5"), ("ttl_s", True), ("ttl_s", None), ("ttl_s", -1.0), ("ttl_s", float("nan")),
     ("ttl_s", float("inf")), ("wait_s", -1), ("failures_max", 0), ("failures_max", 1.5), ("failures_max", True),
     ("deaths_max", "3"), ("read_only", "yes"), ("read_only", None), ("disable", 1), ("allow_pickle", "maybe"),
-    ("heartbeat", "fork"), ("heartbeat", "process"), ("on_unavailable", "ignore"), ("retry_after_s", None),
+    ("heartbeat", "fork"), ("on_unavailable", "ignore"), ("retry_after_s", None),
     ("local", "auto"), ("fresh_s", 60.0), ("values", "./v"), ("codec", ""), ("codec", None), ("secret", "short"), ("secret", []), ("secret", 5), ("hold_max_s", 0), ("url", 5),
 ]  # fmt: skip
 

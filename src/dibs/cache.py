@@ -14,7 +14,7 @@ from dibs.codec import Codec
 from dibs.contend import Contender
 from dibs.errors import DibsError, SettingsError, StoreUnavailable
 from dibs.events import Event, Events, log
-from dibs.heartbeat import Heartbeat
+from dibs.heartbeat import Heartbeat, StandIn
 from dibs.hold import LiveHold, Terms
 from dibs.locks import Lock
 from dibs.locks import try_lock as try_to_lock
@@ -60,12 +60,20 @@ class Cache:
         self._events.callbacks = callbacks
         self._closed = False
         self._cells = Cells(self._store, runtime, self._card, self._events, settings.read_only)
-        self._heartbeat = Heartbeat(runtime)
+        self._heartbeat = Heartbeat(runtime, self._stand_in())
         self._contender = Contender(self._cells, self._heartbeat)
         self._values = Values(self._cells, self._store, Codec(_why_no_pickle(self._store, settings)))
         limits = Limits(settings.failures_max, settings.deaths_max, settings.retry_after_s)
         self._once = Once(self._contender, self._values, self._terms(), limits)
         runtime.at_exit(self.close)
+
+    def _stand_in(self) -> StandIn | None:
+        """Who beats while native code keeps this process from doing so; None: nobody."""
+        if self.settings.heartbeat != "process" or self.settings.read_only or self.settings.disable:
+            return None
+        from dibs.beater import stand_in_for
+
+        return stand_in_for(self._store, self._runtime, self.settings.beat)
 
     def _terms(self) -> Terms:
         settings = self.settings
@@ -298,10 +306,18 @@ class Cache:
             return
         self._closed = True
         self._heartbeat.close(_CLOSE_PATIENCE_S)
+        give_up_at = self._runtime.monotonic() + _CLOSE_PATIENCE_S  # for all of them: a store may be down
         for hold in self._heartbeat.living():
             if isinstance(hold, LiveHold) and hold.mine():
+                while hold.beating and self._runtime.monotonic() < give_up_at:
+                    self._runtime.sleep(0.01)
+                left_s = give_up_at - self._runtime.monotonic()
                 try:
-                    hold.release()
+                    if left_s > 0:
+                        hold.release(left_s)
+                    else:
+                        hold.let_go()
+                        log.info("%r was not given up at close, and will time out", hold.key)
                 except DibsError as error:
                     log.info("%r was not given up at close: %s", hold.key, error)
         if not self.settings.read_only and self._events.counts:

@@ -84,3 +84,20 @@ class Events:
     def listen(self, callback: Callable[[Event], None]) -> None:
         with self._lock:
             self.callbacks = (*self.callbacks, callback)
+
+
+class Unsaid(Events):
+    """Keeps what happens under a lock, to be told outside it: a callback may ask for what the lock protects."""
+
+    def __init__(self) -> None:
+        self._kept: list[Event] = []
+
+    def emit(
+        self, kind: Kind, key: str, generation: int = 0, epoch: int = 0, seconds: float = 0.0, detail: str = ""
+    ) -> None:
+        self._kept.append(Event(kind, key, generation, epoch, seconds, detail))
+
+    def tell(self, events: Events) -> None:
+        """Emit what was kept to `events`, in order."""
+        while self._kept:
+            events.emit(*self._kept.pop(0))

@@ -3,12 +3,15 @@
 It knows its holds weakly: a hold that the program lost track of stops beating and is taken over.
 Beats don't wait for each other: each runs in a short-lived thread of its own, and a hold whose beat is still on
 its way is not asked again.  The scheduler starts with the first hold and rests when there is none.
+
+A thread can't beat while native code keeps the interpreter lock.  Where that is to be feared a *stand-in*, outside
+this process, beats for whatever the scheduler is late with; it must know of a hold from its first moment on.
 """
 
 from __future__ import annotations
 
 from itertools import count
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 from weakref import ref
 
 from dibs.errors import StoreUnavailable
@@ -17,6 +20,7 @@ from dibs.runtime import Event, Runtime
 
 THREADS_MAX: Final = 32
 _REST_MAX_S: Final = 30.0
+_CLOSING_S: Final = 0.01
 _UNDER_WAY: Final = float("inf")
 
 
@@ -32,11 +36,55 @@ class Beating(Protocol):
         """Beat once; return the seconds until the next one, or None when there is nothing to keep any more."""
 
 
+class Report(NamedTuple):
+    """What a stand-in did for one hold."""
+
+    marks: tuple[float, float, float] | None
+    """`Runtime.elapsed_marks` from before the last beat that was confirmed; None before the first."""
+    version: str
+    """At which that beat left the record; empty when anything else changed in the record too."""
+    beat: int
+    lost: bool
+    """The record doesn't carry the claim any more."""
+
+
+class Seat(Protocol):
+    """The place of one hold with a stand-in."""
+
+    def tell(self, version: str, marks: tuple[float, float, float]) -> None:
+        """The holder has rewritten the record, which is at `version` now, and sent that not before `marks`."""
+
+    def report(self) -> Report | None:
+        """What was done since the last `tell`; None if nothing was."""
+
+    def leave(self) -> None:
+        """Beat no more for this hold.  Safe to call from a finalizer, and twice."""
+
+
+class StandIn(Protocol):
+    """Beats for holds whose own process is late with it."""
+
+    def start(self, who: int, beat_s: float) -> None:
+        """Be there from now on for `who`, who is about to ask for a hold with such a beat."""
+
+    def seat(
+        self, claim: str, name: str, version: str, marks: tuple[float, float, float], beat_s: float, over_at: float
+    ) -> Seat | None:
+        """Beat for this hold, until `monotonic` is `over_at`, whenever its holder is late; None: there is no room."""
+
+    def look_after(self) -> None:
+        """See that it still runs; replace it, and say so, if it doesn't."""
+
+    def rest(self, who: int) -> None:
+        """`who` holds nothing any more."""
+
+
 class Heartbeat:
     """Beats for holds until they are removed or gone."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, stand_in: StandIn | None = None) -> None:
         self._runtime = runtime
+        self.stand_in = stand_in
         self._begin()
         runtime.after_fork(self._begin)
 
@@ -51,12 +99,21 @@ class Heartbeat:
         self._closed = False
         self._expected = 0
 
-    def expect(self) -> None:
+    def expect(self, beat_s: float) -> None:
         """A hold is about to be asked for; `expected` must follow.  Raises StoreUnavailable once closed."""
         with self._lock:
             if self._closed:
-                raise StoreUnavailable("this cache is closed, or its process is about to end: no new holds")
+                raise StoreUnavailable(
+                    "this cache is closed, or its process is about to end: no new holds", certain=True
+                )
             self._expected += 1
+        if self.stand_in is not None:
+            try:
+                self.stand_in.start(id(self), beat_s)
+                self._wake_by(self._runtime.monotonic() + _REST_MAX_S)  # somebody must look after it
+            except BaseException:
+                self.expected()
+                raise
 
     def expected(self) -> None:
         with self._lock:
@@ -66,6 +123,7 @@ class Heartbeat:
         """Let no hold come any more, and wait for those that are just being asked for."""
         with self._lock:
             self._closed = True
+            self._wake.set()
         give_up_at = self._runtime.monotonic() + patience_s
         while self._expected and self._runtime.monotonic() < give_up_at:
             self._runtime.sleep(0.01)
@@ -84,27 +142,35 @@ class Heartbeat:
             self._holds[hold.serial] = ref(hold)
             if len(self._holds) == 1:
                 self._runtime.keeps(id(self), True)
-            if self._wakes_at is None:
-                self._wakes_at = hold.due_at
-                start = True
-            else:
-                start = False
-                if hold.due_at < self._wakes_at:
+        try:
+            self._wake_by(hold.due_at)
+        except BaseException:
+            with self._lock:
+                self._holds.pop(hold.serial, None)
+            raise
+
+    def _wake_by(self, due_at: float) -> None:
+        """See that the scheduler runs, and wakes by then."""
+        with self._lock:
+            if self._wakes_at is not None:
+                if due_at < self._wakes_at:
                     self._wake.set()
-        if start:
-            try:
-                self._runtime.start(self._run, "dibs-heartbeat")
-            except BaseException:
-                with self._lock:
-                    self._wakes_at = None  # it does not run: whoever comes next starts it
-                    self._holds.pop(hold.serial, None)
-                raise
+                return
+            self._wakes_at = due_at
+        try:
+            self._runtime.start(self._run, "dibs-heartbeat")
+        except BaseException:
+            with self._lock:
+                self._wakes_at = None  # it does not run: whoever comes next starts it
+            raise
 
     def remove(self, hold: Beating) -> None:
         with self._lock:
             self._holds.pop(hold.serial, None)
             if not self._holds:
                 self._runtime.keeps(id(self), False)
+                if self._closed:
+                    self._wake.set()
 
     def living(self) -> list[Beating]:
         """The holds that are kept now."""
@@ -118,13 +184,15 @@ class Heartbeat:
             self._wake.set()
 
     def _run(self) -> None:
-        while True:  # ends when there was nothing to keep for a whole rest
+        while True:  # ends when there was nothing to keep for a whole rest, or at once when closed
             wake, rest_s, idle = self._beat_what_is_due()
-            woken = wake.wait(max(rest_s, 0.001))
-            if idle and not woken:
+            woken = wake.wait(_CLOSING_S if self._closed and idle else max(rest_s, 0.001))
+            if idle and (self._closed or not woken):
                 with self._lock:
-                    if not self._holds:
+                    if not self._holds and not self._expected:
                         self._wakes_at = None
+                        if self.stand_in is not None:
+                            self.stand_in.rest(id(self))
                         return
 
     def _beat_what_is_due(self) -> tuple[Event, float, bool]:
@@ -132,6 +200,8 @@ class Heartbeat:
 
         A function of its own, so that no variable of a resting thread keeps alive a hold that is lost track of.
         """
+        if self.stand_in is not None:
+            self.stand_in.look_after()
         now = self._runtime.monotonic()
         with self._lock:
             self._wake = wake = self._runtime.event()

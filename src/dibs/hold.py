@@ -10,16 +10,18 @@ rule of its epoch, whoever holds the cell by then.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from typing import Final, Literal, NamedTuple
 
 from dibs import cell as table
 from dibs.cell import Cell, Hold, Value
 from dibs.cells import Cells, Seen
 from dibs.errors import Conflict, DibsError, LockLost, StoreUnavailable, StoreUnsuitable
-from dibs.events import Kind
-from dibs.heartbeat import Heartbeat
+from dibs.events import Kind, Unsaid
+from dibs.heartbeat import Heartbeat, Report, Seat, StandIn
 from dibs.liveness import trusted_for_s
 from dibs.runtime import Event
 
@@ -56,6 +58,9 @@ class LiveHold:
     serial = 0
     _overdue_said = False
 
+    _seat: Seat | None = None
+    """With whoever beats when this process is kept from it (`heartbeat.StandIn`)."""
+
     def __init__(self, cells: Cells, heartbeat: Heartbeat, name: str, key: str, terms: Terms) -> None:
         self._cells = cells
         self._runtime = runtime = cells.runtime
@@ -76,7 +81,7 @@ class LiveHold:
         self.ended = False
         self.lost_because = ""
         """Why this hold is lost; empty while it is not."""
-        self._unsaid: list[tuple[Kind, str]] = []
+        self._unsaid = Unsaid()
         # Beats, commit and release of one hold never overlap: each goes out from the last confirmed version.
         self._mutex = runtime.lock()
         self._seen: Seen
@@ -84,27 +89,31 @@ class LiveHold:
 
     # -- becoming the holder -------------------------------------------------------------------------------------
 
-    def acquire(self, seen: Seen, event: Callable[[Cell, Hold], Cell]) -> None:
+    def acquire(
+        self, seen: Seen, event: Callable[[Cell, Hold], Cell], patience_s: float | None = None
+    ) -> None:
         """Become the holder by applying `event` (claim, recompute or take_over) to the cell as it was seen.
 
+        A store that doesn't answer is asked again for `patience_s` (default: a ttl).
         Raises Conflict when somebody else was faster.
         """
-        self._heartbeat.expect()
+        self._heartbeat.expect(self.beat_s)
         try:
-            self._acquire(seen, event)
+            self._acquire(seen, event, self.terms.ttl_s if patience_s is None else patience_s)
         finally:
             self._heartbeat.expected()
 
-    def _acquire(self, seen: Seen, event: Callable[[Cell, Hold], Cell]) -> None:
+    def _acquire(self, seen: Seen, event: Callable[[Cell, Hold], Cell], patience_s: float) -> None:
         runtime, terms = self._runtime, self.terms
         self._marks = self._began = runtime.elapsed_marks()
         who = runtime.holder(self._cells.beacon_dir)
         hold = Hold(self.claim, who, terms.ttl_s, expected_s=self.expected_s, since=round(runtime.wall(), 3))
         try:
-            self._seen = self._cells.write(self.name, seen, event(seen.cell, hold), terms.ttl_s)
-        except (Conflict, StoreUnavailable):
+            self._seen = self._cells.write(self.name, seen, event(seen.cell, hold), patience_s)
+        except (Conflict, StoreUnavailable) as error:
             # It may land yet, or was refused as the echo of its own success: nobody stands behind it.
-            self._cells.abandon(self.claim)
+            if not (isinstance(error, StoreUnavailable) and error.certain):
+                self._cells.abandon(self.claim)
             raise
         except BaseException:
             self._tidy()
@@ -112,15 +121,19 @@ class LiveHold:
         self.generation, self.epoch = self._seen.cell.generation, self._seen.cell.epoch
         try:
             self._heartbeat.add(self, self._marks[0])
+            if self._heartbeat.stand_in is not None:
+                self._take_seat(self._heartbeat.stand_in)
         except BaseException:
+            self._stop_keeping()
             self._tidy()
             raise
 
     def _tidy(self) -> None:
         """An interrupt struck while the claim was on its way, or just after: free it if it landed."""
+        self.ended = True
         self._cells.abandon(self.claim)
         with suppress(DibsError):  # the interrupt is what the caller must hear of
-            seen = self._cells.look(self.name, self.key)
+            seen = self._quiet().look(self.name, self.key)
             if table.holds(seen.cell, self.claim):
                 self._cells.write(self.name, seen, table.release(seen.cell, self.claim), patience_s=0.0)
 
@@ -129,6 +142,50 @@ class LiveHold:
         if self.generation and not self.ended:
             with suppress(DibsError):
                 self.release(patience_s=0.0)
+
+    def let_go(self) -> None:
+        """Keep it no longer, without asking the store or waiting for a beat on its way: its ttl ends it."""
+        self.ended = True
+        self._heartbeat.remove(self)
+        if self._seat is not None:
+            self._seat.leave()
+
+    def __del__(self) -> None:
+        # Nothing that could wait or raise: this runs wherever the garbage collector strikes.
+        if self.generation and not self.ended and not self.lost_because and self.mine():
+            if self._seat is not None:
+                self._seat.leave()
+            warnings.warn(
+                f"{self.key!r} was held and nobody can give it up any more, so it will time out: keep the lock or "
+                "slot in a variable, or use `with`",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+    # -- the stand-in --------------------------------------------------------------------------------------------
+
+    def _take_seat(self, stand_in: StandIn) -> None:
+        version, limit_s = self._seen.version or "", self.terms.hold_max_s
+        over_at = float("inf") if limit_s is None else self._began[0] + limit_s
+        self._seat = stand_in.seat(self.claim, self.name, version, self._marks, self.beat_s, over_at)
+
+    def _report(self) -> Report | None:
+        seat = self._seat
+        return None if seat is None else seat.report()
+
+    def _catch_up(self) -> None:
+        """Go on from the record as the stand-in left it: what it wrote differs in the hold only."""
+        report, cell = self._report(), self._seen.cell
+        if report is not None and report.version and cell.hold is not None and cell.hold.claim == self.claim:
+            self._seen = Seen(cell._replace(hold=cell.hold._replace(beat=report.beat)), report.version)
+
+    def _stop_keeping(self) -> None:
+        self._heartbeat.remove(self)
+        if self._seat is not None:
+            self._catch_up()
+            self._seat.leave()
+            self._seat = None
 
     # -- keeping it ----------------------------------------------------------------------------------------------
 
@@ -168,7 +225,7 @@ class LiveHold:
         if self._overdue():
             if not self._overdue_said:
                 self._overdue_said = True
-                self._unsaid.append(("beat failed", f"held for hold_max_s = {self.terms.hold_max_s:g} s: beats stop"))
+                self._say("beat failed", f"held for hold_max_s = {self.terms.hold_max_s:g} s: beats stop")
                 self._tell()
             return self.beat_s if self._look_if_lost() else None
         return self.beat_s if self.beat() else self.beat_s / 4
@@ -178,7 +235,7 @@ class LiveHold:
         with self._mutex:
             if self._kept():
                 with suppress(StoreUnavailable, StoreUnsuitable):
-                    seen = self._cells.look(self.name, self.key)
+                    seen = self._quiet().look(self.name, self.key)
                     if not table.holds(seen.cell, self.claim):
                         self._seen = seen
                         self._lose()
@@ -203,9 +260,11 @@ class LiveHold:
                 self._lose()
                 return False
         except (StoreUnavailable, StoreUnsuitable) as error:
-            self._unsaid.append(("beat failed", str(error)))
+            self._say("beat failed", str(error))
             return False
         self._marks = marks
+        if self._seat is not None:
+            self._seat.tell(self._seen.version or "", marks)
         return True
 
     def _overdue(self) -> bool:
@@ -213,9 +272,16 @@ class LiveHold:
 
     def _tell(self) -> None:
         """Emit what happened under the mutex: a callback may ask, or give up, the hold that it hears about."""
-        while self._unsaid:
-            kind, detail = self._unsaid.pop(0)
-            self._cells.events.emit(kind, self.key, self.generation, self.epoch, detail=detail)
+        self._unsaid.tell(self._cells.events)
+
+    def _say(self, kind: Kind, detail: str) -> None:
+        self._unsaid.emit(kind, self.key, self.generation, self.epoch, detail=detail)
+
+    def _quiet(self) -> Cells:
+        """The cells, for use under the mutex: what they have to say is told afterwards."""
+        cells = copy(self._cells)
+        cells.events = self._unsaid
+        return cells
 
     def _beaten(self, cell: Cell) -> Cell:
         assert cell.hold is not None
@@ -253,17 +319,19 @@ class LiveHold:
     def _end(self, event: Callable[[Cell], Cell], how: str, patience_s: float | None = None) -> None:
         if not self.mine():
             return  # a forked child owns nothing that its parent holds
-        with self._mutex:
-            if self.ended:
-                return
-            self._heartbeat.remove(self)
-            # Whatever comes: it is not kept any more, and if the store stays silent its ttl ends it.
-            self.ended = True
-            if not self.lost_because:
-                if self._given_up(event, self.terms.ttl_s if patience_s is None else patience_s, how):
+        try:
+            with self._mutex:
+                if self.ended:
                     return
-                self._lose()
-        self._tell()
+                self._stop_keeping()
+                # Whatever comes: it is not kept any more, and if the store stays silent its ttl ends it.
+                self.ended = True
+                if not self.lost_because:
+                    if self._given_up(event, self.terms.ttl_s if patience_s is None else patience_s, how):
+                        return
+                    self._lose()
+        finally:
+            self._tell()
         raise LockLost(f"{self.key!r} (generation {self.generation}): {self._why_lost()}")
 
     def _given_up(self, event: Callable[[Cell], Cell], patience_s: float, how: str) -> bool:
@@ -285,12 +353,15 @@ class LiveHold:
         """
         if not self.mine():
             self._mutex = self._runtime.lock()  # the parent's may have been taken when it forked
-        with self._mutex:
-            if self.mine():
-                self._heartbeat.remove(self)
-            outcome = self._publish(value._replace(epoch=self.epoch, claim=self.claim), patience_s)
-            self.ended = True  # only now: whoever is interrupted before still has a hold to give up
-            return outcome
+        try:
+            with self._mutex:
+                if self.mine():
+                    self._stop_keeping()
+                outcome = self._publish(value._replace(epoch=self.epoch, claim=self.claim), patience_s)
+                self.ended = True  # only now: whoever is interrupted before still has a hold to give up
+                return outcome
+        finally:
+            self._tell()
 
     def _publish(self, value: Value, patience_s: float) -> Outcome:
         give_up_at = self._runtime.monotonic() + patience_s
@@ -316,7 +387,7 @@ class LiveHold:
     def _look(self, conflict: Conflict, give_up_at: float) -> Seen:
         while True:  # ends when the store answers or patience does
             try:
-                return self._cells.look_after(conflict, self.name, self.key)
+                return self._quiet().look_after(conflict, self.name, self.key)
             except StoreUnavailable:
                 if self._runtime.monotonic() >= give_up_at:
                     raise
@@ -326,6 +397,7 @@ class LiveHold:
 
     def _rewrite(self, event: Callable[[Cell], Cell], patience_s: float) -> bool:
         """Apply `event` to our held cell; False when it is not ours any more (then `_seen` says whose)."""
+        self._catch_up()
         give_up_at = self._runtime.monotonic() + patience_s
         for _ in range(_RECONCILIATIONS_MAX):
             if not table.holds(self._seen.cell, self.claim):
@@ -349,8 +421,8 @@ class LiveHold:
         self.lost_because = f"{how}{now}"
         if "_lost" in self.__dict__:
             self.lost.set()
-        self._heartbeat.remove(self)
-        self._unsaid.append(("lost", self.lost_because))
+        self._stop_keeping()
+        self._say("lost", self.lost_because)
 
     def _why_lost(self) -> str:
         if not self.mine():
@@ -366,7 +438,11 @@ class LiveHold:
         return self._runtime.process() == self.process
 
     def _trusted(self) -> bool:
-        return self._elapsed_s(self._marks) < trusted_for_s(self.terms.ttl_s)
+        report = self._report()
+        if report is not None and report.lost:
+            return False
+        marks = self._marks if report is None or report.marks is None else max(self._marks, report.marks)
+        return self._elapsed_s(marks) < trusted_for_s(self.terms.ttl_s)
 
     def _elapsed_s(self, since: tuple[float, float, float]) -> float:
         now = self._runtime.elapsed_marks()

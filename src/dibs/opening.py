@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 from dibs.cache import Cache
+from dibs.errors import SettingsError
 from dibs.settings import UNSET, gather
 from dibs.store import Backend
 
@@ -75,6 +76,10 @@ def open(  # noqa: A001 - dibs.open is its public name
     else:
         _, gathered = gather(arguments)
         backend = url
+        if gathered.heartbeat == "process":
+            raise SettingsError(
+                "heartbeat = 'process': the helper process can't open a store that is given as an object; give its URL"
+            )
     return Cache(backend, system(), gathered)
 
 

@@ -67,7 +67,7 @@ class Settings(NamedTuple):
     codec: str = "auto"
     allow_pickle: bool | None = None
     secret: Secrets | None = None
-    heartbeat: Literal["thread", "manual"] = "thread"
+    heartbeat: Literal["thread", "process", "manual"] = "thread"
     on_unavailable: Literal["raise", "compute"] = "raise"
     read_only: bool = False
     disable: bool = False
@@ -84,7 +84,7 @@ _FLAGS: Final = ("allow_pickle", "read_only", "disable")
 _SECRET_SIZE_MIN: Final = 16
 """Bytes; shorter ones could be guessed from a signature."""
 _CHOICES: Final[dict[str, tuple[str, ...]]] = {
-    "heartbeat": ("thread", "manual"),
+    "heartbeat": ("thread", "process", "manual"),
     "on_unavailable": ("raise", "compute"),
 }
 _LATER: Final[dict[str, str]] = {
@@ -218,8 +218,6 @@ def _checked(name: str, value: Any, source: str) -> Any:
         if not isinstance(value, bool) and not (name == "allow_pickle" and value is None):
             raise SettingsError(f"{where}: expected True or False")
     elif name in _CHOICES:
-        if name == "heartbeat" and value == "process":
-            raise SettingsError(f"{where}: this version of dibs has no helper process yet; use 'thread' or 'manual'")
         if value not in _CHOICES[name]:
             raise SettingsError(f"{where}: expected one of {', '.join(map(repr, _CHOICES[name]))}")
     else:

@@ -107,6 +107,9 @@ class HandWatch:
         self._clock.sleep(timeout_s)
         return False
 
+    def notify(self, callback: Callable[[], None]) -> bool:
+        return False
+
     def close(self) -> None: ...
 
 
@@ -177,6 +180,11 @@ class HandRuntime:
         if known is None or known[0] != version:
             known = self._sightings[store_id, name] = (version, self.clock.now)
         return known[1]
+
+    def is_verified(self, what: str) -> bool:
+        return False
+
+    def mark_verified(self, what: str) -> None: ...
 
     def at_exit(self, callback: Callable[[], None]) -> None: ...
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import io
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +27,7 @@ from dibs.errors import (
     WaitTimeout,
 )
 from dibs.names import KEYS, record_name
+from dibs.once import Ask
 from dibs.runtime.system import SystemRuntime
 from dibs.store import Record
 from dibs.stores.memory import MemoryStore
@@ -315,10 +317,8 @@ def test_a_recompute_joins_the_one_that_is_running(fleet: Fleet) -> None:
     joiner, compute = fleet.another(), Counted("joiner's")
     fleet.alive(fleet.cache)
     running = fleet.cache._once
-    from dibs.once import Ask
-
     hold: Any = running.open_slot("key", Ask(recompute=True))
-    fleet.clock.after(3.0, lambda: running.publish(NAME, hold, "new", None))
+    fleet.clock.after(3.0, lambda: running.publish(NAME, hold, "new", Ask()))
     assert joiner.recompute("key", compute) == "new"
     assert compute.calls == 0
 
@@ -604,7 +604,7 @@ def test_a_missing_or_damaged_blob_is_reported_and_healed_by_computing_anew(flee
     if damage == "missing":
         del fleet.memory._blobs[name]
     else:
-        fleet.memory._blobs[name] = LARGE[:-1] if damage == "truncated" else b"y" + LARGE[1:]
+        fleet.memory.upload(name, io.BytesIO(LARGE[:-1] if damage == "truncated" else b"y" + LARGE[1:]))
     compute = Counted(LARGE)
     reader = fleet.another()
     assert reader.get("key", "missing") == "missing"

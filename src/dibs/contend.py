@@ -1,7 +1,7 @@
 """Contend for one cell: become its holder, take over from the dead, or wait until it is settled.
 
-The one loop behind computing once and plain locks.  Look, lock and look again are one swap: there is no window
-between "not there yet" and "mine".
+The one loop behind computing once and plain locks, for threads and for tasks: it yields where it wants to wait
+(see `waiting`).  Look, lock and look again are one swap: there is no window between "not there yet" and "mine".
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from dibs.hold import LiveHold, Terms
 from dibs.liveness import Verdict, judge, silent_after_s
 from dibs.names import address, from_address, record_name
 from dibs.runtime import Evidence
-from dibs.waiting import Waiter, remaining_s
+from dibs.runtime.pool import Pool
+from dibs.waiting import Pause, Steps, Waiter, remaining_s
 
 T = TypeVar("T")
 
@@ -33,6 +34,10 @@ _CIRCLE_LENGTH_MAX: Final = 32
 _SILENCE_SLACK_S: Final = 0.01
 _OUTAGES_TTL: Final = 5
 _OUTAGE_MIN_S: Final = 60.0
+_PATIENCE_MIN_S: Final = 1.0
+"""Even who won't wait finds out what became of a request that was not answered."""
+_THREADS_LOCAL: Final = 2
+_THREADS_REMOTE: Final = 8
 
 holds_of_flow: ContextVar[tuple[ref[LiveHold], ...]] = ContextVar("holds_of_flow", default=())
 """What the running flow (thread or task) holds, outermost first; a new task inherits what it was started under.
@@ -89,8 +94,11 @@ class Contender:
         self.cells = cells
         self.heartbeat = heartbeat
         self.runtime = cells.runtime
+        # Threads that take steps of tasks: as many as requests may be on their way to a server; in a folder a step
+        # takes microseconds, and more threads would only fight the event loop for the interpreter.
+        self.pool = Pool(self.runtime, _THREADS_REMOTE if cells.store.remote else _THREADS_LOCAL)
 
-    def contend(
+    def contending(
         self,
         space: str,
         key: str,
@@ -101,10 +109,9 @@ class Contender:
         usual_s: float | None = None,
         deaths_max: int | None = None,
         seen: Seen | None = None,
-        stop: Callable[[], bool] = lambda: False,
         taken: Callable[[LiveHold], object] = lambda hold: None,
-    ) -> LiveHold | Settled[T]:
-        """Return a hold, or what `settled` made of the cell.
+    ) -> Steps[LiveHold | Settled[T]]:
+        """Come to a hold, or to what `settled` made of the cell.
 
         `settled` looks at the cell first, each time; `event` says how a free cell is claimed.  `usual_s` is how
         long such holds last, `seen` a look at the cell that was taken just now.  A key that has killed
@@ -120,15 +127,13 @@ class Contender:
                 if answer is not None:
                     attempt.report_waited()
                     return answer
-                if stop():
-                    raise WaitTimeout(f"the wait for {key!r} was cancelled")
                 how: Callable[[Cell, Hold], Cell] | None
                 if seen.cell.hold is None:
                     how = event(seen)
                 else:
                     how = attempt.take_over()
                 if how is None:
-                    attempt.wait()
+                    yield from attempt.wait()
                     continue
                 if how is table.take_over and deaths_max is not None and attempt.deaths() + 1 >= deaths_max:
                     attempt.bury()
@@ -137,7 +142,7 @@ class Contender:
                 hold.expected_s = usual_s
                 taken(hold)
                 try:
-                    hold.acquire(seen, how)
+                    hold.acquire(seen, how, attempt.patience_s(terms.ttl_s))
                 except Conflict as conflict:
                     attempt.look(conflict)
                     continue
@@ -253,7 +258,7 @@ class _Attempt:
             self._shared = (version, at)
         return now - min(self._noted[1], self._shared[1])
 
-    def wait(self) -> None:
+    def wait(self) -> Steps[None]:
         """Wait for news of the holder; raises WaitTimeout or WaitCircle."""
         left_s = self._left_s()
         if left_s <= 0:
@@ -269,14 +274,14 @@ class _Attempt:
         left_s = min(left_s, max(silent_after_s(hold.ttl_s) - noted_s, 0.0) + _SILENCE_SLACK_S)
         try:
             self._look_for_circle()
-            self.seen = self._waiter.change(self.seen, self._evidence, self._usual_s, left_s)
+            self.seen = yield from self._waiter.change(self.seen, self._evidence, self._usual_s, left_s)
             self._answered_at = self._runtime.monotonic()
         except StoreUnavailable:
             # Waiting outlives an outage, but not one of which no end is in sight.
             outage_s = self._runtime.monotonic() - self._answered_at
             if self._left_s() <= 0 or outage_s > max(_OUTAGES_TTL * hold.ttl_s, _OUTAGE_MIN_S):
                 raise
-            self._runtime.sleep(min(1.0, max(self._left_s(), 0.0)) * (0.5 + self._runtime.jitter() / 2))
+            yield Pause(min(1.0, max(self._left_s(), 0.0)) * (0.5 + self._runtime.jitter() / 2))
 
     def _look_for_circle(self) -> None:
         """Raise WaitCircle when what this flow waits for waits, in the end, for this flow."""
@@ -342,6 +347,10 @@ class _Attempt:
 
     def _left_s(self) -> float:
         return float("inf") if self._wait_s is None else self._wait_s - self._waited_s()
+
+    def patience_s(self, ttl_s: float) -> float:
+        """How long to ask a store that doesn't answer what became of a claim: for what is left of the wait."""
+        return min(ttl_s, max(self._left_s(), _PATIENCE_MIN_S))
 
     def close(self) -> None:
         for hold in self._announced:

@@ -13,7 +13,8 @@ from dibs.errors import DibsError, LockLost, WaitTimeout
 from dibs.hold import LiveHold, Terms
 from dibs.names import LOCKS, record_name
 from dibs.runtime import Event
-from dibs.tasks import in_thread
+from dibs.tasks import in_pool, walk
+from dibs.waiting import Steps, drive
 
 
 class Lock:
@@ -48,14 +49,19 @@ class Lock:
             return self
         holds: list[LiveHold] = []
         try:
-            self._hold = self._contend(taken=holds.append)
-            enter(self._hold)
+            self._enter(drive(self._contender.runtime, self._contending(holds.append)))
         except BaseException:
             self._hold = None
             for hold in holds:
                 hold.abandon()
             raise
         return self
+
+    def _enter(self, got: LiveHold | Settled[Cell]) -> None:
+        assert isinstance(got, LiveHold)
+        got.thread = self._contender.runtime.thread()  # for a task, another one has taken the steps
+        self._hold = got
+        enter(got)
 
     def _shares(self) -> bool:
         """True when this thread or task holds the lock already, and may."""
@@ -69,16 +75,8 @@ class Lock:
                     return True
         return False
 
-    def _contend(
-        self,
-        unwanted: Callable[[], bool] = lambda: False,
-        taken: Callable[[LiveHold], object] = lambda hold: None,
-    ) -> LiveHold:
-        got = self._contender.contend(
-            LOCKS, self.name, self._terms, self._wait_s, _never_settled, stop=unwanted, taken=taken
-        )
-        assert isinstance(got, LiveHold)
-        return got
+    def _contending(self, taken: Callable[[LiveHold], object] = lambda hold: None) -> Steps[LiveHold | Settled[Cell]]:
+        return self._contender.contending(LOCKS, self.name, self._terms, self._wait_s, _never_settled, taken=taken)
 
     def release(self) -> None:
         """Give the lock back; raises LockLost when it was lost before, so that nobody believes a broken block."""
@@ -159,15 +157,17 @@ class Lock:
             return self
         if self._shares():
             return self
-        self._hold = await in_thread(self._contender.runtime, self._contend, LiveHold.release)
-        enter(self._hold)
+        self._enter(await walk(self._contender.pool, self._contending(), _give_back))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         leave(self._hold)
-        await in_thread(self._contender.runtime, lambda wanted: self.__exit__(kind, error, trace))
+        if kind is GeneratorExit:  # the loop is gone, and nothing can be awaited
+            self._contender.pool.submit(lambda: self.__exit__(kind, error, trace))
+        else:
+            await in_pool(self._contender.pool, lambda: self.__exit__(kind, error, trace))
 
     def __repr__(self) -> str:
         how = f"generation {self.generation}, {'held' if self.held else 'lost'}" if self._hold else "not held"
@@ -183,6 +183,12 @@ def try_lock(contender: Contender, name: str, terms: Terms) -> Lock | None:
         return None
     lock._tried = True
     return lock
+
+
+def _give_back(got: LiveHold | Settled[Cell]) -> None:
+    """The task that wanted it was cancelled."""
+    if isinstance(got, LiveHold):
+        got.release()
 
 
 def _never_settled(seen: Seen) -> Settled[Cell] | None:

@@ -1,15 +1,16 @@
 """Compute each key once: ask, claim, compute, publish; or wait for whoever does, and take its turn if it fails.
 
-Threads of one process share one flight per key: the first asks the fleet, the others wait for it in memory and
-then decode their own copy of the value.
+Threads and tasks of one process share one flight per key: the first asks the fleet, the others wait for it in memory
+and then get their own copy of the value.
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from types import CoroutineType
+from typing import Any, Final, NamedTuple, TypeVar
 
 from dibs import cell as table
 from dibs.cell import Cell, Hold, Value
@@ -29,10 +30,18 @@ from dibs.errors import (
 from dibs.events import log
 from dibs.hold import LiveHold, Outcome, Terms
 from dibs.names import KEYS, address, record_name
+from dibs.runtime import Runtime
+from dibs.tasks import in_pool, running_loop, walk
 from dibs.values import Values
+from dibs.waiting import Pause, Steps, drive
+
+T = TypeVar("T")
 
 _ERROR_TEXT_MAX: Final = 8_000
 _FOLLOW_S: Final = 0.5
+_FOLLOW_PATIENTLY_S: Final = 3600.0
+SHARED_SIZE_MAX: Final = 1 << 20
+"""Bytes of an encoded value that one flight keeps for its followers; what is larger they load from the store."""
 _ROUNDS_MAX: Final = 10_000
 
 
@@ -43,6 +52,9 @@ class Ask(NamedTuple):
     expires_s: float | None = None
     stale_ok: bool = False
     recompute: bool = False
+    ingredients: Callable[[], bytes] | None = None
+    """What the key was made of; asked for once, when a value is published."""
+    codec: str | None = None
 
 
 class Limits(NamedTuple):
@@ -54,11 +66,51 @@ class Limits(NamedTuple):
 
 
 class Flight:
-    """One asking of one key in this process; `landed` is what came of it: where the value is, or its bytes."""
+    """One asking of one key in this process; `landed` is what came of it: its bytes, or where the value is."""
 
-    def __init__(self, once: Once) -> None:
-        self.ended = once.runtime.event()
+    def __init__(self, runtime: Runtime, loop: object | None) -> None:
+        self.loop = loop
+        """The event loop whose task leads it; None for a thread."""
         self.landed: Value | tuple[str, bytes] | None = None
+        self._ended = runtime.event()
+        self._callbacks: list[Callable[[], None]] = []
+
+    @property
+    def ended(self) -> bool:
+        return self._ended.is_set()
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._ended.wait(timeout_s)
+
+    def notify(self, callback: Callable[[], None]) -> bool:
+        self._callbacks.append(callback)
+        if self.ended:  # perhaps before it could see the callback
+            callback()
+        return True
+
+    def end(self) -> None:
+        self._ended.set()
+        for callback in self._callbacks:
+            callback()
+
+
+class Caller:
+    """Whoever asks, on the way to a value: found, got from another, or computed in its own turn."""
+
+    def __init__(self, key: str, ask: Ask, began: float, loop: object | None = None) -> None:
+        self.name = record_name(KEYS, key)
+        self.key, self.ask = key, ask
+        self.began = began
+        self.loop = loop
+        self.seen: Seen
+        self.flight: Flight | None = None
+        """The one that it leads, if it does."""
+        self.holds: list[LiveHold] = []
+
+    def left_s(self, now: float) -> float | None:
+        """How much longer it would wait for others; None: as long as it takes."""
+        wait_s = self.ask.wait_s
+        return None if wait_s is None else wait_s - (now - self.began)
 
 
 class Once:
@@ -72,6 +124,7 @@ class Once:
         self._limits = limits
         self.runtime = contender.runtime
         self._events = self._cells.events
+        self._pool = contender.pool
         self._lock = self.runtime.lock()
         self._flights: dict[str, Flight] = {}
         self._usual_s: dict[str, float] = {}
@@ -89,42 +142,102 @@ class Once:
             self._hit(seen)
         return found
 
+    async def aget(self, key: str) -> tuple[Any] | None:
+        """As get, from a task."""
+        return await in_pool(self._pool, lambda: self.get(key))
+
+    async def aside(self, call: Callable[[], T]) -> T:
+        """What `call`, which asks the store and waits for nobody, returns; the event loop goes on meanwhile."""
+        return await in_pool(self._pool, call)
+
     def get_or_compute(self, key: str, compute: Callable[[], Any], ask: Ask) -> Any:
         """The value of `key`, computed by `compute` unless somebody in the fleet has done so, or is doing it."""
-        name = record_name(KEYS, key)
-        seen = self._cells.look(name, key)
-        if not ask.recompute:
-            found = self._values.load(name, seen, self._values.fresh)
+        caller = Caller(key, ask, self.runtime.monotonic())
+        found = self._at_hand(caller)
+        if found is not None:
+            return found[0]
+        try:
+            got = drive(self.runtime, self._turn(caller))
+            return self._computed(caller, got, compute) if isinstance(got, LiveHold) else got[0]
+        except BaseException:
+            for hold in caller.holds:  # kept by nobody, when an interrupt struck between two steps
+                hold.abandon()
+            raise
+        finally:
+            self._land(caller)
+
+    async def aget_or_compute(self, key: str, compute: Callable[[], Awaitable[Any]], ask: Ask) -> Any:
+        """As get_or_compute, from a task: `compute` runs in it, and the event loop goes on during every wait.
+
+        A task that is cancelled gives up politely: that is no failure of the key, and the next one takes its turn.
+        """
+        caller = Caller(key, ask, self.runtime.monotonic(), running_loop())
+
+        def give_back(got: LiveHold | tuple[Any]) -> None:
+            if isinstance(got, LiveHold):
+                self.give_up(got, None)
+                self._land(caller)
+
+        try:
+            got = await walk(self._pool, self._steps(caller), give_back)
+            return await self._acomputed(caller, got, compute) if isinstance(got, LiveHold) else got[0]
+        finally:
+            self._land(caller)
+
+    def _steps(self, caller: Caller) -> Steps[LiveHold | tuple[Any]]:
+        found = self._at_hand(caller)
+        return found if found is not None else (yield from self._turn(caller))
+
+    def _at_hand(self, caller: Caller) -> tuple[Any] | None:
+        """The value in a tuple if there is one to be had now."""
+        seen = caller.seen = self._cells.look(caller.name, caller.key)
+        if not caller.ask.recompute:
+            found = self._values.load(caller.name, seen, self._values.fresh)
             if found is not None:
                 self._hit(seen)
-                return found[0]
-            self._events.emit("miss", key)
-        began = self.runtime.monotonic()
-        for _ in range(_ROUNDS_MAX):
-            mine = Flight(self)
-            try:
+                return found
+            self._events.emit("miss", caller.key)
+        return None
+
+    def _turn(self, caller: Caller) -> Steps[LiveHold | tuple[Any]]:
+        """Come to the value in a tuple, or to a hold to compute under; then the caller's flight is still open."""
+        name, key, ask = caller.name, caller.key, caller.ask
+        try:
+            for _ in range(_ROUNDS_MAX):
+                caller.flight = mine = Flight(self.runtime, caller.loop)
                 flight = self._flights.setdefault(name, mine)
-                answer = self._lead(name, key, seen, compute, ask, began, mine) if flight is mine else None
-            finally:
-                try:
-                    self._close(name, mine)
-                finally:  # also when an interrupt strikes in there: nobody may wait for this one any more
-                    mine.ended.set()
-            if flight is not mine:
-                self._follow(flight, key, ask, began)
-                self._close(name, flight)  # its leader may have been interrupted before it could
-                found = self._landed(name, key, flight.landed)
+                if flight is mine:
+                    wanted = self._wanted(caller.seen, ask)
+                    got = yield from self._contending(caller, wanted)
+                    if isinstance(got, LiveHold):
+                        return got
+                    found = self._values.load(name, got.what, wanted)
+                    self._land(caller)
+                else:
+                    caller.flight = None
+                    yield from self._following(caller, flight)
+                    self._close(name, flight)  # its leader may have been interrupted before it could
+                    found = self._landed(name, key, flight.landed)
                 if found is not None:
-                    return found[0]
-                seen = self._cells.look(name, key)
-                found = None if ask.recompute else self._values.load(name, seen, self._values.fresh)
-                if found is not None:
-                    return found[0]
-                continue
-            if answer is not None:
-                return answer[0]
-            seen = self._cells.look(name, key)  # what was found could not be read, and was forgotten
+                    return found
+                caller.seen = self._cells.look(name, key)  # nothing landed; or it could not be read, and was forgotten
+                if flight is not mine and not ask.recompute:
+                    found = self._values.load(name, caller.seen, self._values.fresh)
+                    if found is not None:
+                        return found
+        except BaseException:
+            self._land(caller)
+            raise
         raise StoreUnavailable(f"the value of {key!r} was damaged {_ROUNDS_MAX} times in a row")
+
+    def _land(self, caller: Caller) -> None:
+        """End the flight that this one leads, if it does: nobody may wait for it any more."""
+        flight = caller.flight
+        if flight is not None:
+            try:
+                self._close(caller.name, flight)
+            finally:  # also when an interrupt strikes in there
+                flight.end()
 
     def _landed(self, name: str, key: str, landed: Value | tuple[str, bytes] | None) -> tuple[Any] | None:
         """A follower's own copy of what the leader computed: never made of memory that its caller owns by now."""
@@ -148,58 +261,38 @@ class Once:
             if self._flights.get(name) is flight:
                 del self._flights[name]
 
-    def _follow(self, flight: Flight, key: str, ask: Ask, began: float) -> None:
-        """Wait for another thread's flight; raises WaitTimeout or WaitCircle."""
+    def _following(self, caller: Caller, flight: Flight) -> Steps[None]:
+        """Wait for the flight of another thread or task; raises WaitTimeout or WaitCircle."""
+        key = caller.key
         mine = self._contender.own_holds()
-        raise_if_own(mine, record_name(KEYS, key))
+        raise_if_own(mine, caller.name)
+        if caller.loop is None and flight.loop is not None and flight.loop is running_loop():
+            circle = WaitCircle([key])
+            circle.add_note(f"a task of this event loop computes {key!r}, and a blocking call would stop it: await it")
+            raise circle
         announced = False
         try:
-            while not flight.ended.is_set():
-                waited_s = self.runtime.monotonic() - began
-                left_s = None if ask.wait_s is None else ask.wait_s - waited_s
+            while not flight.ended:
+                now = self.runtime.monotonic()
+                waited_s, left_s = now - caller.began, caller.left_s(now)
                 if left_s is not None and left_s <= 0:
-                    raise WaitTimeout(f"{key!r} is still computed by another thread after {waited_s:.1f} s")
+                    raise WaitTimeout(f"{key!r} is still computed by another thread or task after {waited_s:.1f} s")
                 if mine and waited_s >= _FOLLOW_S:
                     announced = True
                     for hold in mine:
                         hold.announce(address(KEYS, key))
-                    circle = self._contender.circle(KEYS, key)
-                    if circle is not None:
-                        raise WaitCircle(circle)
-                pause_s = _FOLLOW_S if mine or left_s is not None else None
-                flight.ended.wait(min(pause_s, left_s) if pause_s and left_s is not None else pause_s)
+                    keys = self._contender.circle(KEYS, key)
+                    if keys is not None:
+                        raise WaitCircle(keys)
+                pause_s = _FOLLOW_S if mine or left_s is not None else _FOLLOW_PATIENTLY_S
+                yield Pause(pause_s if left_s is None else min(pause_s, left_s), flight)
         finally:
             if announced:
                 for hold in mine:
                     hold.announce(None)
 
-    def _lead(
-        self, name: str, key: str, seen: Seen, compute: Callable[[], Any], ask: Ask, began: float, flight: Flight
-    ) -> tuple[Any] | None:
-        """Get the value from the fleet or compute it; None when the value that was found could not be read."""
-        wanted = self._wanted(seen, ask)
-        wait_s = None if ask.wait_s is None else max(ask.wait_s - (self.runtime.monotonic() - began), 0.0)
-        holds: list[LiveHold] = []
-        try:
-            got = self._contend(key, seen, ask, wait_s, wanted, taken=holds.append)
-            if isinstance(got, Settled):
-                return self._values.load(name, got.what, wanted)
-            return (self.computed(name, got, compute, ask.expires_s, flight),)
-        except BaseException:
-            for hold in holds:  # kept by nobody, when an interrupt struck between two steps
-                hold.abandon()
-            raise
-
-    def _contend(
-        self,
-        key: str,
-        first: Seen,
-        ask: Ask,
-        wait_s: float | None,
-        wanted: Callable[[Seen], Value | None],
-        stop: Callable[[], bool] = lambda: False,
-        taken: Callable[[LiveHold], object] = lambda hold: None,
-    ) -> LiveHold | Settled[Seen]:
+    def _contending(self, caller: Caller, wanted: Callable[[Seen], Value | None]) -> Steps[LiveHold | Settled[Seen]]:
+        key, ask, first = caller.key, caller.ask, caller.seen
         target = _target_epoch(first.cell)
 
         def settled(seen: Seen) -> Settled[Seen] | None:
@@ -213,9 +306,11 @@ class Once:
             # A value that is there but not wanted any more (expired, or to be replaced) ends its epoch.
             return table.claim if table.current(seen.cell) is None and not ask.recompute else table.recompute
 
-        usual_s, deaths_max = self._usual(key), self._limits.deaths_max
-        return self._contender.contend(
-            KEYS, key, self._terms, wait_s, settled, event, usual_s, deaths_max, first, stop, taken
+        left_s = caller.left_s(self.runtime.monotonic())
+        wait_s = None if left_s is None else max(left_s, 0.0)
+        usual_s, deaths_max, taken = self._usual(key), self._limits.deaths_max, caller.holds.append
+        return self._contender.contending(
+            KEYS, key, self._terms, wait_s, settled, event, usual_s, deaths_max, first, taken
         )
 
     def _wanted(self, first: Seen, ask: Ask) -> Callable[[Seen], Value | None]:
@@ -251,26 +346,34 @@ class Once:
 
     # -- computing -----------------------------------------------------------------------------------------------
 
-    def open_slot(
-        self, key: str, ask: Ask, stop: Callable[[], bool] = lambda: False
-    ) -> LiveHold | tuple[Any]:
+    def open_slot(self, key: str, ask: Ask) -> LiveHold | tuple[Any]:
         """For the block form: a hold to compute under, or the value in a tuple."""
-        name = record_name(KEYS, key)
+        return drive(self.runtime, self._opening(key, ask))
+
+    async def aopen_slot(self, key: str, ask: Ask) -> LiveHold | tuple[Any]:
+        """As open_slot, from a task."""
+
+        def give_back(got: LiveHold | tuple[Any]) -> None:
+            if isinstance(got, LiveHold):
+                self.give_up(got, None)
+
+        return await walk(self._pool, self._opening(key, ask), give_back)
+
+    def _opening(self, key: str, ask: Ask) -> Steps[LiveHold | tuple[Any]]:
+        caller = Caller(key, ask, self.runtime.monotonic())
         for _ in range(_ROUNDS_MAX):
-            seen = self._cells.look(name, key)
-            wanted = self._wanted(seen, ask)
-            got = self._contend(key, seen, ask, ask.wait_s, wanted, stop)
+            caller.seen = self._cells.look(caller.name, key)
+            wanted = self._wanted(caller.seen, ask)
+            got = yield from self._contending(caller, wanted)
             if isinstance(got, LiveHold):
                 return got
-            found = self._values.load(name, got.what, wanted)
+            found = self._values.load(caller.name, got.what, wanted)
             if found is not None:
                 self._hit(got.what)
                 return found
         raise StoreUnavailable(f"the value of {key!r} was damaged {_ROUNDS_MAX} times in a row")
 
-    def computed(
-        self, name: str, hold: LiveHold, compute: Callable[[], Any], expires_s: float | None, flight: Flight | None
-    ) -> Any:
+    def _computed(self, caller: Caller, hold: LiveHold, compute: Callable[[], Any]) -> Any:
         """Run `compute` under `hold` and publish what it returns; the value that won is returned."""
         enter(hold)
         try:
@@ -280,7 +383,23 @@ class Once:
             raise
         finally:
             leave(hold)
-        return self.publish(name, hold, result, expires_s, flight)
+        if isinstance(result, CoroutineType):
+            result.close()
+            self.give_up(hold, None)
+            raise TypeError(f"compute of {hold.key!r} is an async function, which only a task can await, by memoize")
+        return self.publish(caller.name, hold, result, caller.ask, caller.flight)
+
+    async def _acomputed(self, caller: Caller, hold: LiveHold, compute: Callable[[], Awaitable[Any]]) -> Any:
+        """As _computed, in a task; the store is asked elsewhere."""
+        enter(hold)
+        try:
+            result = await _awaitable(compute(), hold.key)
+        except BaseException as problem:
+            leave(hold)
+            await self.agive_up(hold, None if isinstance(problem, _NotAwaitable) else problem)
+            raise
+        leave(hold)
+        return await self.aside(lambda: self.publish(caller.name, hold, result, caller.ask, caller.flight))
 
     def give_up(self, hold: LiveHold, error: BaseException | None) -> None:
         """End a hold whose computation raised (or ended without a value): a failure of the key, or politely."""
@@ -296,19 +415,25 @@ class Once:
         except (StoreUnavailable, StoreUnsuitable) as problem:
             log.warning("the hold of %r could not be given up and will time out: %s", hold.key, problem)
 
-    def publish(
-        self, name: str, hold: LiveHold, result: Any, expires_s: float | None, flight: Flight | None = None
-    ) -> Any:
+    async def agive_up(self, hold: LiveHold, error: BaseException | None) -> None:
+        """As give_up, from a task; it is given up also when the task is cancelled meanwhile."""
+        if isinstance(error, GeneratorExit):  # the loop is gone, and nothing can be awaited
+            self._pool.submit(lambda: self.give_up(hold, None))
+        else:
+            await self.aside(lambda: self.give_up(hold, error))
+
+    def publish(self, name: str, hold: LiveHold, result: Any, ask: Ask, flight: Flight | None = None) -> Any:
         """Commit `result`; return it, or the value of whoever was first."""
         encoded: Encoded | None = None
         try:
             cost_s = hold.held_s
             self._events.emit("computed", hold.key, hold.generation, hold.epoch, cost_s)
             self._remember(hold.key, cost_s)
-            encoded = self._values.encode(result)
+            encoded = self._values.encode(result, ask.codec)
             if flight is not None:
                 self._close(name, flight)
-            value = self._values.store(name, encoded, hold.epoch, hold.claim, cost_s, expires_s)
+            ingredients = b"" if ask.ingredients is None else ask.ingredients()
+            value = self._values.store(name, encoded, hold.epoch, hold.claim, cost_s, ask.expires_s, ingredients)
             outcome = hold.commit(value, patience_s=self._terms.ttl_s)
         except (StoreUnavailable, StoreUnsuitable) as problem:
             self._abandon(hold)
@@ -323,7 +448,8 @@ class Once:
                 return self._settle(name, hold, value, result, outcome)
             self._events.emit("committed", hold.key, hold.generation, hold.epoch)
             if flight is not None:
-                flight.landed = value
+                small = encoded.size_bytes <= SHARED_SIZE_MAX
+                flight.landed = (encoded.codec, encoded.joined()) if small else value
         return result
 
     def _settle(self, name: str, hold: LiveHold, value: Value, result: Any, outcome: Outcome) -> Any:
@@ -383,3 +509,13 @@ def _target_epoch(cell: Cell) -> int:
 def _cancels(error: Exception) -> bool:
     """True for errors that mean "stop" rather than "failed" (cancellation is not an Exception in asyncio)."""
     return type(error).__name__ in ("CancelledError", "Cancelled")
+
+
+class _NotAwaitable(TypeError):
+    """A plain function where an async one is expected: a mistake of the program, not a failure of the key."""
+
+
+def _awaitable(result: Any, key: str) -> Awaitable[Any]:
+    if hasattr(result, "__await__"):
+        return result  # type: ignore[no-any-return]
+    raise _NotAwaitable(f"compute of {key!r} returned {type(result).__name__}, which can't be awaited: make it async")

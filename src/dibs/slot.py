@@ -10,7 +10,6 @@ from dibs.errors import LockLost
 from dibs.hold import LiveHold
 from dibs.names import KEYS, record_name
 from dibs.once import Ask, Once
-from dibs.tasks import in_thread
 
 
 class Slot:
@@ -67,7 +66,7 @@ class Slot:
             self._found = (value,)
             return value
         hold = self._kept()
-        self._found = (self._once.publish(record_name(KEYS, self.key), hold, value, self._ask.expires_s),)
+        self._found = (self._once.publish(record_name(KEYS, self.key), hold, value, self._ask),)
         leave(self._hold)
         return self._found[0]
 
@@ -98,13 +97,7 @@ class Slot:
     async def __aenter__(self) -> Self:
         once = self._once
         if once is not None:
-            self._begin(
-                await in_thread(
-                    once.runtime,
-                    lambda unwanted: once.open_slot(self.key, self._ask, unwanted),
-                    lambda got: once.give_up(got, None) if isinstance(got, LiveHold) else None,
-                )
-            )
+            self._begin(await once.aopen_slot(self.key, self._ask))
         return self
 
     async def __aexit__(
@@ -113,4 +106,4 @@ class Slot:
         once, hold = self._once, self._hold
         leave(hold)
         if once is not None and hold is not None and self._found is None:
-            await in_thread(once.runtime, lambda unwanted: once.give_up(hold, error))
+            await once.agive_up(hold, error)

@@ -1,21 +1,32 @@
-"""Values of cells: inline or in a blob, checked against their digest before anything is decoded."""
+"""Values of cells: inline or in a blob, checked against their digest before anything is decoded.
+
+A large value is never in memory twice: its pieces are streamed to the blob and digested on the way, and on the way
+back it is decoded over the pages that it was mapped or downloaded to.  A blob in a folder is read through once per
+host and state of the file (device, inode, size, times of change), then mapped without: nobody but this user can
+change it, and whoever does changes its times.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import mmap
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Final
 
 from dibs import cell as table
 from dibs.cell import Cell, Value
 from dibs.cells import Cells, Seen
-from dibs.codec import Codec, Encoded, digest
-from dibs.errors import CorruptValue, DibsError
+from dibs.codec import Codec, Encoded, Hasher, Piece, digest
+from dibs.errors import CorruptValue, DibsError, StoreUnavailable
 from dibs.events import log
 from dibs.names import KEYS, blob_name, record_name
+from dibs.runtime import memory
 from dibs.store import INLINE_SIZE_MAX, Backend
 
 _LOOKS_MAX: Final = 5
+_GATHERED_SIZE_MIN: Final = 64 * 1024
 
 
 class Values:
@@ -50,35 +61,53 @@ class Values:
             return None
         return value
 
-    def encode(self, result: Any) -> Encoded:
-        return self._codec.encode(result)
+    def encode(self, result: Any, codec: str | None = None) -> Encoded:
+        return self._codec.encode(result, codec) if codec is not None else self._codec.encode(result)
 
     def decode(self, codec: str, payload: bytes) -> Any:
         return self._codec.decode(codec, payload)
 
     def store(
-        self, name: str, encoded: Encoded, epoch: int, claim: str, cost_s: float, expires_s: float | None
+        self,
+        name: str,
+        encoded: Encoded,
+        epoch: int,
+        claim: str,
+        cost_s: float,
+        expires_s: float | None,
+        ingredients: bytes = b"",
     ) -> Value:
         """Make the value that the cell is to carry; a large one is complete in its blob before this returns."""
         who = self._runtime.holder(self._cells.beacon_dir)
-        payload = encoded.joined()
-        blob = None
-        if len(payload) > INLINE_SIZE_MAX:
-            blob = blob_name(name, epoch, claim)
-            self._blobs.upload(blob, io.BytesIO(payload))
-        return Value(
+        value = Value(
             epoch,
             claim,
             encoded.codec,
-            len(payload),
-            digest(payload),
-            payload if blob is None else None,
-            blob,
-            round(cost_s, 6),
-            f"{who.host} pid {who.pid}",
-            round(self._runtime.wall(), 3),
-            expires_s,
+            encoded.size_bytes,
+            "",
+            cost_s=round(cost_s, 6),
+            by=f"{who.host} pid {who.pid}",
+            at=round(self._runtime.wall(), 3),
+            expires_s=expires_s,
+            ingredients=ingredients or None,
         )
+        if encoded.size_bytes <= INLINE_SIZE_MAX:
+            inline = encoded.joined()
+            return value._replace(inline=inline, digest=digest(inline))
+        source = _Streamed(encoded.pieces)
+        blob = blob_name(name, epoch, claim)
+        self._blobs.upload(blob, source)
+        value = value._replace(blob=blob, digest=source.hexdigest())
+        self._vouch(value)
+        return value
+
+    def _vouch(self, value: Value) -> None:
+        """Whoever has just streamed a file knows what is in it, and need not read it through again."""
+        if value.size_bytes >= memory.PAGES_SIZE_MIN and self._mappable() and value.blob is not None:
+            with suppress(FileNotFoundError, DibsError), self._blobs.download(value.blob) as source:
+                file: object = source
+                if isinstance(file, io.FileIO):
+                    self._runtime.mark_verified(_state_of(os.fstat(file.fileno()), value))
 
     def discard(self, value: Value) -> None:
         """Remove the blob of a value that no cell names, nor can any more; it is only room that may stay taken."""
@@ -101,7 +130,7 @@ class Values:
             if value.inline is not None:
                 return (self._codec.decode(value.codec, value.inline),)  # checked along with the record
             try:
-                return (self._codec.decode(value.codec, self._download(value)),)
+                return (self._codec.decode(value.codec, self._content(value)),)
             except (FileNotFoundError, CorruptValue) as error:
                 seen = self._cells.look(name, seen.cell.key)
                 again = wanted(seen)
@@ -111,16 +140,41 @@ class Values:
                 value = again
         return None
 
-    def _download(self, value: Value) -> bytes:
+    def _content(self, value: Value) -> bytes | memoryview:
+        """The checked bytes of the blob: pages of our own that may be written, or just bytes when they are few."""
         assert value.blob is not None
         with self._blobs.download(value.blob) as source:
-            payload = source.read()
-        if len(payload) != value.size_bytes or digest(payload) != value.digest:
-            raise CorruptValue(
-                f"{value.blob}: {len(payload)} bytes with digest {digest(payload)}, but {value.size_bytes} bytes with "
-                f"digest {value.digest} were written"
-            )
-        return payload
+            kind: object = source
+            if isinstance(kind, io.FileIO):
+                return self._content_of_file(kind.fileno(), value)
+            # A large download comes as pages that belong to nobody else.
+            content = memoryview(kind) if isinstance(kind, mmap.mmap) else source.read()
+        _check(content, value)
+        return content
+
+    def _content_of_file(self, fd: int, value: Value) -> bytes | memoryview:
+        status = os.fstat(fd)
+        if status.st_size != value.size_bytes:
+            raise CorruptValue(f"{value.blob}: {status.st_size} bytes, but {value.size_bytes} bytes were written")
+        if value.size_bytes < memory.PAGES_SIZE_MIN:
+            content = os.read(fd, value.size_bytes)
+            _check(content, value)
+            return content
+        try:
+            if not self._mappable():
+                return _copied(fd, value)
+            pages = memoryview(memory.mapped(fd, value.size_bytes))
+        except OSError as error:
+            raise StoreUnavailable(f"{value.blob}: its {value.size_bytes} bytes can't be mapped: {error}") from error
+        state = _state_of(status, value)
+        if not self._runtime.is_verified(state):
+            _check(pages, value)
+            self._runtime.mark_verified(state)
+        return pages
+
+    def _mappable(self) -> bool:
+        """True where nobody else can change a file between the moment when it is checked and that when it is used."""
+        return getattr(self._blobs, "private", False)
 
     def _heal(self, name: str, seen: Seen, value: Value, problem: str) -> None:
         claim = self._runtime.token()
@@ -134,3 +188,59 @@ class Values:
         self._cells.events.emit("healed", key, seen.cell.generation, seen.cell.epoch, detail=problem)
         if not self._cells.read_only:
             self._cells.change(name, key, claim, event, patience_s=10.0)
+
+
+class _Streamed:
+    """The pieces of an encoded value as a stream of views, which digests what goes by."""
+
+    def __init__(self, pieces: Iterable[Piece]) -> None:
+        self._pieces = iter(pieces)
+        self._rest = memoryview(b"")
+        self._hasher = Hasher()
+
+    def read(self, size: int, /) -> bytes | memoryview:
+        chunk: bytes | memoryview = self._next(size)
+        wanted = min(size, _GATHERED_SIZE_MIN)
+        if 0 < len(chunk) < wanted:  # many small pieces would be many small writes
+            gathered = bytearray(chunk)
+            while len(gathered) < wanted and (more := self._next(wanted - len(gathered))):
+                gathered += more
+            chunk = memoryview(gathered)
+        self._hasher.update(chunk)
+        return chunk
+
+    def _next(self, size: int) -> memoryview:
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                break
+            self._rest = memoryview(piece)
+        chunk, self._rest = self._rest[:size], self._rest[size:]
+        return chunk
+
+    def hexdigest(self) -> str:
+        return self._hasher.hexdigest()
+
+
+def _state_of(status: os.stat_result, value: Value) -> str:
+    """Names a file as it is now, and what should be in it."""
+    file = f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
+    return f"{file} {value.digest}"
+
+
+def _check(content: bytes | memoryview, value: Value) -> None:
+    found = digest(content)
+    if len(content) != value.size_bytes or found != value.digest:
+        raise CorruptValue(
+            f"{value.blob}: {len(content)} bytes with digest {found}, but {value.size_bytes} bytes with digest "
+            f"{value.digest} were written"
+        )
+
+
+def _copied(fd: int, value: Value) -> memoryview:
+    pages = memoryview(memory.anonymous(value.size_bytes))
+    at = 0
+    while at < len(pages) and (count := os.readv(fd, [pages[at:]])):
+        at += count
+    _check(pages, value)
+    return pages

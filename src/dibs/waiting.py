@@ -8,15 +8,21 @@ tenth at most; on the holder's own host it watches the beacon as well.
 Request budget of one waiter on a bucket: at most `FIRST_MINUTE_REQUESTS_MAX` in its first minute and
 `LATER_MINUTE_REQUESTS_MAX` in each later one, whatever the ttl is and the holder promises; one more for each beat
 that it sees, since the holder's silence is counted anew.
+
+Nothing in here blocks: whoever waits is a generator that does its requests itself and *yields* each `Pause` that it
+wants.  `drive` spends the pauses in a thread; `tasks.walk` spends them in asyncio, without one.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Generator
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from dibs.cells import Cells, Seen
-from dibs.runtime import Evidence
+from dibs.runtime import Evidence, Runtime
 from dibs.store import UNCHANGED
+
+T = TypeVar("T")
 
 INTERVAL_MIN_S: Final = 0.1
 INTERVAL_MAX_S: Final = 5.0
@@ -28,6 +34,51 @@ _BUDGET_INTERVAL_MAX_S: Final = 3.0
 _LOOK_EVERY_S: Final = 1.0
 """Locally a waiter is woken; this is how often it looks all the same."""
 _LOOK_WITHOUT_BEACON_S: Final = 0.1
+
+
+class Awaited(Protocol):
+    """What may end a pause early: a watch, or the end of a flight."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Return True as soon as it has happened, False after `timeout_s`."""
+
+    def notify(self, callback: Callable[[], None]) -> bool:
+        """Call back, from any thread, perhaps more than once, when `wait` would return True.
+
+        Returns False where nobody can tell; then ask `wait(0)` now and then.
+        """
+
+
+class Pause(NamedTuple):
+    """What a generator wishes: to go on after `seconds`, or as soon as `on` happens; it is sent whether that did."""
+
+    seconds: float
+    on: Awaited | None = None
+
+
+Steps = Generator[Pause, bool, T]
+
+
+def drive(runtime: Runtime, steps: Steps[T]) -> T:
+    """Take the steps in this thread, which sleeps through the pauses; return what they return."""
+    try:
+        pause = next(steps)
+        while True:
+            try:
+                woken = False
+                if pause.on is not None:
+                    woken = pause.on.wait(pause.seconds)
+                else:
+                    runtime.sleep(pause.seconds)
+            except BaseException as error:  # an interrupt strikes the one who waits, not the one who drives
+                pause = steps.throw(error)
+            else:
+                pause = steps.send(woken)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        steps.close()
 
 
 def poll_interval_s(waited_s: float, remaining_s: float | None, ttl_s: float, jitter: float) -> float:
@@ -65,7 +116,7 @@ class Waiter:
         self._since = self._runtime.monotonic()
         self._armed: tuple[str | None, tuple[str, ...]] | None = None
 
-    def change(self, seen: Seen, evidence: Evidence, usual_s: float | None, limit_s: float) -> Seen:
+    def change(self, seen: Seen, evidence: Evidence, usual_s: float | None, limit_s: float) -> Steps[Seen]:
         """Return the cell when it has changed, or `seen` itself when it is time to judge its holder again.
 
         Returns within `limit_s` plus one request's timeout.
@@ -84,17 +135,17 @@ class Waiter:
                     return self._looked(again, beacons)
                 self._armed = (seen.version, beacons)
             every_s = _LOOK_EVERY_S if beacons or not evidence.local else _LOOK_WITHOUT_BEACON_S
-            self._watch.wait(min(every_s, limit_s))
+            yield Pause(min(every_s, limit_s), self._watch)
             self._watch.arm(self._files, beacons)
         else:
             waited_s = runtime.monotonic() - self._since
             left_s = remaining_s(seen, waited_s, usual_s)
             interval_s = poll_interval_s(waited_s, left_s, hold.ttl_s, runtime.jitter())
             if not beacons:
-                runtime.sleep(min(interval_s, limit_s))
+                yield Pause(min(interval_s, limit_s))
             else:
                 self._watch.arm((), beacons)
-                if self._watch.wait(min(interval_s, limit_s)):
+                if (yield Pause(min(interval_s, limit_s), self._watch)):
                     return seen
         again = self._cells.look_again(self._name, self._key, seen.version)
         return seen if again is UNCHANGED else self._looked(again, beacons)

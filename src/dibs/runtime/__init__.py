@@ -64,6 +64,12 @@ class Watch(Protocol):
     def wait(self, timeout_s: float) -> bool:
         """Return True when something may have changed since `arm`, False after `timeout_s`."""
 
+    def notify(self, callback: Callable[[], None]) -> bool:
+        """Call back, from any thread, perhaps more than once, when `wait` would return True; until the next `arm`.
+
+        Returns False where nobody can tell; then ask `wait(0)` now and then.
+        """
+
     def close(self) -> None: ...
 
 
@@ -118,6 +124,12 @@ class Runtime(Protocol):
         Remembered across calls and shared by all processes of this user on this host, so that pollers and
         restarted workers don't start from zero.  Call it *after* the read has returned.
         """
+
+    def is_verified(self, what: str) -> bool:
+        """Whether a process of this user on this host has marked `what`, and it was not forgotten since."""
+
+    def mark_verified(self, what: str) -> None:
+        """Let all processes of this user on this host know that `what`, a file at one state, is what it should be."""
 
     def at_exit(self, callback: Callable[[], None]) -> None:
         """Call back once when this process ends in an orderly way: interpreter exit, end of a worker, SIGTERM.

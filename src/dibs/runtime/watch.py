@@ -1,7 +1,8 @@
 """Wakes when a file changes or a beacon is let go: by inotify, or by polling where there is none.
 
 One inotify instance serves a process (a user may have 128 of them).  Whoever waits while nobody else does
-leads: it reads the events for all and tells the others; when it leaves it wakes another one to lead.
+leads: it reads the events for all and tells the others; when it leaves it wakes another one to lead.  For those
+who are called back instead of waiting (`notify`) one thread waits as long as there are any.
 
 A record changes by a write into its file, or its file is replaced; both are events on the inode that was
 watched, so the file itself is enough and the busy directory around it needs no watch.
@@ -27,6 +28,7 @@ BEACON_EVENTS: Final = linux.IN_CLOSE_WRITE
 SETTLE_LIMIT_S: Final = 0.020
 POLL_S_MIN: Final = 0.001
 POLL_S_MAX: Final = 0.020
+LISTEN_S: Final = 1.0
 SAMPLE_SIZE: Final = 4096
 
 _EVENT: Final = struct.Struct("iIII")
@@ -41,6 +43,8 @@ class Inotify:
         self.leading = threading.Lock()
         self._watches: dict[int, set[SystemWatch]] = {}
         self._followers: set[SystemWatch] = set()
+        self._called_back: set[SystemWatch] = set()
+        self._listening = False
 
     def abandon(self) -> None:
         """Close our descriptor; in a forked child this takes nothing from the parent."""
@@ -106,6 +110,30 @@ class Inotify:
         if not poll.poll(whole_ms) and whole_ms == 0:
             time.sleep(left)  # less than poll can count
 
+    def listen_for(self, watch: SystemWatch) -> None:
+        """Read the events in a thread until `stop_listening_for`."""
+        with self.lock:
+            self._called_back.add(watch)
+            start, self._listening = not self._listening, True
+        if start:
+            try:
+                threading.Thread(target=self._listen, name="dibs-watch", daemon=True).start()
+            except BaseException:
+                self._listening = False
+                raise
+
+    def stop_listening_for(self, watch: SystemWatch) -> None:
+        self._called_back.discard(watch)
+
+    def _listen(self) -> None:
+        nobody = SystemWatch(lambda: self)  # wakes for nothing: it only leads
+        while True:  # ends soon after the last one that was listened for
+            with self.lock:
+                if not self._called_back:
+                    self._listening = False
+                    return
+            self.wait(nobody, time.monotonic() + LISTEN_S)
+
     def dispatch(self) -> None:
         with self.lock:
             try:
@@ -161,6 +189,7 @@ class SystemWatch:
         self.woken = False
         self._beacon_woken: set[str] = set()
         self.kick = threading.Event()
+        self._callback: Callable[[], None] | None = None
 
     def wake(self, number: int) -> None:
         """Called by whoever reads the events, with the instance's lock held."""
@@ -171,8 +200,27 @@ class SystemWatch:
             self._beacon_woken.add(path)
         self.woken = True
         self.kick.set()
+        callback = self._callback
+        if callback is not None:
+            callback()
+
+    def notify(self, callback: Callable[[], None]) -> bool:
+        if self._samples is not None or self._inotify is None or self._inotify.fd < 0:
+            return False
+        self._callback = callback
+        self._inotify.listen_for(self)
+        if self.woken:  # before there was a callback
+            callback()
+        return True
+
+    def _silence(self) -> None:
+        if self._callback is not None:
+            self._callback = None
+            if self._inotify is not None:
+                self._inotify.stop_listening_for(self)
 
     def arm(self, files: Sequence[str], beacons: Sequence[str]) -> None:
+        self._silence()
         inotify = self._current()
         if inotify is not self._inotify:  # the first time, or in a forked child: the old one is not ours
             self._inotify, self._numbers, self.kick = inotify, {}, threading.Event()
@@ -238,6 +286,7 @@ class SystemWatch:
         return True
 
     def close(self) -> None:
+        self._silence()
         if self._inotify is not None and self._inotify.fd >= 0:
             with self._inotify.lock:
                 for number in self._numbers:

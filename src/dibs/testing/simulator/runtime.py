@@ -135,6 +135,9 @@ class SimWatch:
                 self._waiting = None
         return self._changed
 
+    def notify(self, callback: Callable[[], None]) -> bool:
+        return False  # no event loop runs in here
+
     def close(self) -> None:
         for file in self._armed:
             watches = self._host.watches.get(file, [])
@@ -207,6 +210,12 @@ class SimRuntime:
     def first_seen(self, store_id: str, name: str, version: str) -> float:
         self.scheduler.check()
         return self.machine.host.first_seen(store_id, name, version)
+
+    def is_verified(self, what: str) -> bool:
+        return False  # no files are mapped in here
+
+    def mark_verified(self, what: str) -> None:
+        pass
 
     def at_exit(self, callback: Callable[[], None]) -> None:
         self.machine.at_exit.append(callback)

@@ -71,8 +71,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Any:
 @pytest.mark.parametrize(
     "words",
     [[], ["run"], ["explain", "x"], ["retag"], ["sweep", "--nonsense"], ["import"], ["show"], ["ls", "--nonsense"],
-     ["lock"], ["lock", "x"], ["lock", "x", "--"], ["lock", "x", "--ttl", "soon", "--", "true"], ["simulate", "--seeds", "0"],
-     ["simulate", "--workload", "nonsense"], ["--store", "nonsense://x", "ls"], ["--store", "memory:", "ls"]],
+     ["lock"], ["lock", "x"], ["lock", "x", "--"], ["lock", "x", "--ttl", "soon", "--", "true"],
+     ["simulate", "--seeds", "0"], ["simulate", "--workload", "nonsense"],
+     ["--store", "nonsense://x", "ls"], ["--store", "memory:", "ls"]],
 )  # fmt: skip
 def test_wrong_usage_ends_with_2_and_a_line_on_stderr(run: Any, words: list[str]) -> None:
     ran = run(*words)

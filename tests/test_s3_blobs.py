@@ -8,7 +8,7 @@ import random
 import pytest
 
 from dibs.errors import StoreUnavailable
-from dibs.stores import s3_blobs
+from dibs.stores import s3_blobs, s3_download
 from dibs.stores.s3 import S3Store
 from dibs.testing.proxy import FaultProxy
 from dibs.testing.proxy_faults import ANSWER_LOST, REQUEST_LOST, TRUNCATED, always, nth, status
@@ -24,7 +24,7 @@ def content_of(store: S3Store) -> bytes:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_blobs, "BACKOFF_MAX_S", 0.01)
+    monkeypatch.setattr(s3_download, "BACKOFF_MAX_S", 0.01)
 
 
 @pytest.mark.parametrize("size", [0, 1, 100_000, s3_blobs.PART_SIZE + 1, 2 * s3_blobs.PART_SIZE])
@@ -76,7 +76,7 @@ def test_a_download_that_always_breaks_off_ends_as_unavailable(
     proxy.plan = always(TRUNCATED, "GET")
     with pytest.raises(StoreUnavailable):
         content_of(proxied)
-    assert len(proxy.fired) == s3_blobs.DOWNLOAD_ATTEMPTS_MAX
+    assert len(proxy.fired) == s3_download.ATTEMPTS_MAX
 
 
 @pytest.mark.parametrize("fault", [REQUEST_LOST, status(500), status(503)], ids=lambda f: f"{f.kind} {f.status}")

@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import stat
+import sys
 import threading
 import time
 import weakref
@@ -20,6 +21,7 @@ from dibs.runtime import Event, Evidence, Holder, process
 from dibs.runtime import beacon as beacons
 from dibs.runtime.leaving import leaving
 from dibs.runtime.sightings import Sightings
+from dibs.runtime.verified import Verified
 from dibs.runtime.watch import Inotify, SystemWatch
 
 logger = logging.getLogger(__name__)
@@ -40,7 +42,6 @@ class SystemRuntime:
     monotonic = staticmethod(time.monotonic)
     wall = staticmethod(time.time)
     sleep = staticmethod(time.sleep)
-    thread = staticmethod(threading.get_ident)
 
     def __init__(self, *, boot: str | None = None, runtime_dir: str | None = None, host: str | None = None) -> None:
         self._boot = process.boot_id() if boot is None else boot
@@ -50,6 +51,7 @@ class SystemRuntime:
         self._shifted = process.clocks_are_shifted()
         shared_dir = None if self._shifted else self._runtime_dir
         self._sightings = Sightings(shared_dir and os.path.join(shared_dir, "seen"), self._boot)
+        self._verified = Verified(self._runtime_dir, self._boot)
         self._numbers = itertools.count()
         self._after_fork: dict[int, Callable[[], Callable[[], None] | None]] = {}
         self._beacons: dict[str, beacons.Beacon | None] = {}
@@ -105,6 +107,11 @@ class SystemRuntime:
         return self._random.random()
 
     # --- identity and proof of death ---
+
+    def thread(self) -> int:
+        asyncio = sys.modules.get("asyncio")  # where nobody has imported it, no task runs
+        task = asyncio.current_task() if asyncio is not None and asyncio._get_running_loop() is not None else None
+        return threading.get_ident() if task is None else id(task)
 
     def process(self) -> str:
         return self._process
@@ -204,6 +211,12 @@ class SystemRuntime:
 
     def first_seen(self, store_id: str, name: str, version: str) -> float:
         return self._sightings.first_seen(store_id, name, version, time.monotonic(), self.token())
+
+    def is_verified(self, what: str) -> bool:
+        return self._verified.knows(what)
+
+    def mark_verified(self, what: str) -> None:
+        self._verified.mark(what)
 
     # --- ends and forks ---
 

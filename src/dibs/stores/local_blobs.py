@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, cast
 
 from dibs.runtime import Runtime
 from dibs.store import Listed, Source
@@ -37,6 +37,9 @@ class LocalBlobs:
             temp, fd = self._folder.open_temp(root)
             while chunk := _read(source):
                 _write_all(fd, chunk)
+            # Finer than the file system's own clock ticks: whoever writes to the file later can't but change it.
+            written_ns = int(self._runtime.wall() * 1e9)
+            os.utime(fd, ns=(written_ns, written_ns))
             try:
                 os.rename(temp, path, src_dir_fd=root.fd, dst_dir_fd=root.fd)
             except FileNotFoundError:
@@ -55,10 +58,11 @@ class LocalBlobs:
                 os.close(fd)
 
     def download(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """A bare `FileIO`, which can be mapped."""
         path = path_of("blobs", name)
         root = self._folder.root or self._folder.open()
         try:
-            file = open(os.open(path, READ, dir_fd=root.fd), "rb")  # noqa: SIM115 (the caller closes it)
+            file = open(os.open(path, READ, dir_fd=root.fd), "rb", buffering=0)  # noqa: SIM115 (the caller closes it)
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, "no such blob", os.path.join(self._folder.path, path)) from error
         except OSError as error:
@@ -66,7 +70,7 @@ class LocalBlobs:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
             raise local_disk.not_a_record(os.path.join(self._folder.path, path))
-        return file
+        return cast(BinaryIO, file)
 
     def scan(self, prefix: str) -> Iterator[Listed]:
         root = self._folder.root or self._folder.open()

@@ -38,7 +38,8 @@ class MemoryStore:
         self._begin()
         runtime.after_fork(self._begin)
         self._records: dict[str, _Kept] = {}
-        self._blobs: dict[str, _Kept] = {}
+        self._blobs: dict[str, bytes] = {}
+        self._uploaded: dict[str, float] = {}
 
     def _begin(self) -> None:
         self._lock = self._runtime.lock()  # a forked child must not wait for a thread of its parent
@@ -89,19 +90,22 @@ class MemoryStore:
         pieces = []
         while piece := source.read(_PIECE_SIZE):
             pieces.append(piece)
-        self._blobs[checked_name(name)] = _Kept(b"".join(pieces), "", self._runtime.monotonic())
+        self._blobs[checked_name(name)] = b"".join(pieces)
+        self._uploaded[name] = self._runtime.monotonic()
 
     def download(self, name: str) -> AbstractContextManager[BinaryIO]:
         try:
-            return io.BytesIO(self._blobs[checked_name(name)].data)
+            return io.BytesIO(self._blobs[checked_name(name)])
         except KeyError:
             raise FileNotFoundError(f"no such blob: {name}") from None
 
     def remove(self, name: str) -> None:
         self._blobs.pop(checked_name(name), None)
+        self._uploaded.pop(name, None)
 
     def scan_blobs(self, prefix: str) -> Iterator[Listed]:
-        return self._listed(self._blobs, prefix)
+        kept = {name: _Kept(data, "", self._uploaded.get(name, 0.0)) for name, data in list(self._blobs.items())}
+        return self._listed(kept, prefix)
 
     def clear_leftovers(self, gone: Callable[[str], bool], dry_run: bool = False) -> Iterator[Listed]:
         return iter(())  # an upload that fails leaves nothing here

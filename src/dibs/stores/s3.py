@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 from dibs.errors import Conflict, StoreUnsuitable
 from dibs.runtime import Runtime
 from dibs.store import RECORD_SIZE_MAX, UNCHANGED, Listed, Record, Source, Unchanged, Version, checked_name
-from dibs.stores.s3_blobs import cleared, downloaded, upload
+from dibs.stores.s3_blobs import cleared, upload
 from dibs.stores.s3_client import Clients, S3Settings, parse_s3_url
+from dibs.stores.s3_download import downloaded
 from dibs.stores.s3_errors import Doing, code_of, headers_of, seconds_since_1970, status_of
 
 RECORDS, BLOBS = "records/", "blobs/"
@@ -166,11 +167,11 @@ class S3Store:
         A killed upload leaves its parts behind, invisible but paid for, until they are cleared; a lifecycle rule of
         the bucket (AbortIncompleteMultipartUpload) does that too.
         """
-        upload(self._clients, self._doing("upload", "PutObject", BLOBS, name, writes=True), source)
+        upload(self._clients, self._doing("upload", "PutObject", BLOBS, name, writes=True), source, self._runtime)
 
     def download(self, name: str) -> AbstractContextManager[BinaryIO]:
         doing = self._doing("download", "GetObject", BLOBS, name)
-        return downloaded(self._clients, doing, self._runtime)
+        return downloaded(self._clients, doing, self._runtime, self._etag)
 
     def remove(self, name: str) -> None:
         doing = self._doing("removal", "DeleteObject", BLOBS, name, writes=True)

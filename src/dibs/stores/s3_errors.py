@@ -88,6 +88,9 @@ PERMISSIONS: Final = {
     "403 where it means 'there is no such key'",
     "PutObject": "s3:PutObject and s3:GetObject on {objects} (a write with If-Match needs both)",
     "ListObjectsV2": "s3:ListBucket on {bucket}",
+    "ListMultipartUploads": "s3:ListBucketMultipartUploads on {bucket}",
+    "ListParts": "s3:ListMultipartUploadParts on {objects}",
+    "AbortMultipartUpload": "s3:AbortMultipartUpload on {objects}",
     "DeleteObject": "s3:DeleteObject on {objects}",
 }
 

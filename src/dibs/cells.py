@@ -22,6 +22,9 @@ from dibs.store import UNCHANGED, Record, Store, Unchanged, Version
 _HEALS_MAX: Final = 20
 _ABANDONED_MAX: Final = 1000
 _LEFT_MAX: Final = 256
+_SETTLED_MAX: Final = 2048
+_SMALL_SIZE: Final = 2048
+"""Bytes; so what is kept of settled records takes some megabytes at most."""
 _BACKOFF_S: Final = (0.01, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
@@ -57,6 +60,7 @@ class Cells:
         self.beacon_dir: str | None = getattr(store, "beacon_dir", None)
         self._abandoned: dict[str, None] = {}
         self._left: dict[str, Seen] = {}
+        self._settled: dict[str, tuple[Seen, float]] = {}
 
     def abandon(self, claim: str) -> None:
         """Remember that nobody stands behind this claim, should its request land late."""
@@ -78,10 +82,33 @@ class Cells:
         return self._left.pop(name, None)
 
     def look(self, name: str, key: str) -> Seen:
-        """Read the cell of `key`, healing it if its record is damaged."""
-        seen = self.look_again(name, key, None)
-        assert seen is not UNCHANGED
+        """Read the cell of `key`, healing it if its record is damaged.
+
+        A small settled record that this process has read before is read again, but not decoded again when it is
+        still at the same version.
+        """
+        known = self._settled.get(name)
+        if known is None:
+            seen = self.look_again(name, key, None)
+            assert seen is not UNCHANGED
+        else:
+            found = self.look_again(name, key, known[0].version)
+            if found is UNCHANGED:
+                return self._aged(*known)
+            seen = found
+            self._settled.pop(name, None)
+        value = seen.cell.value
+        if value is not None and seen.cell.hold is None and (value.inline is None or len(value.inline) <= _SMALL_SIZE):
+            if len(self._settled) >= _SETTLED_MAX:
+                self._settled.clear()
+            self._settled[name] = seen, self.runtime.monotonic()
         return seen
+
+    def _aged(self, seen: Seen, seen_at: float) -> Seen:
+        """A record as it was read at `seen_at`, older by now."""
+        if seen.age_s is None:
+            return seen
+        return seen._replace(age_s=seen.age_s + self.runtime.monotonic() - seen_at)
 
     def look_again(self, name: str, key: str, unless: Version | None) -> Seen | Literal[Unchanged.UNCHANGED]:
         """As look; UNCHANGED when the record is still at version `unless`."""

@@ -19,10 +19,11 @@ from dibs import cell as table
 from dibs.cell import Cell, Value
 from dibs.cells import Cells, Seen
 from dibs.codec import Codec, Encoded, Hasher, Piece, digest
-from dibs.errors import CorruptValue, DibsError, StoreUnavailable
+from dibs.errors import CodecError, CorruptValue, DibsError, StoreUnavailable
 from dibs.events import log
 from dibs.names import KEYS, blob_name, record_name
 from dibs.runtime import memory
+from dibs.signing import Entry, Signer
 from dibs.store import INLINE_SIZE_MAX, Backend
 
 _LOOKS_MAX: Final = 5
@@ -32,8 +33,10 @@ _GATHERED_SIZE_MIN: Final = 64 * 1024
 class Values:
     """Reads, writes and mends the values of one store's cells."""
 
-    def __init__(self, cells: Cells, backend: Backend, codec: Codec) -> None:
+    def __init__(self, cells: Cells, backend: Backend, codec: Codec, signer: Signer | None = None) -> None:
+        """With a `signer`, what is stored is signed, and what is loaded is checked before anything else."""
         self._cells = cells
+        self._signer = signer
         self._blobs = backend
         self._codec = codec
         self._runtime = cells.runtime
@@ -57,9 +60,10 @@ class Values:
     def fresh(self, seen: Seen) -> Value | None:
         """The value that a reader may have: of the cell's own epoch and not expired."""
         value = table.current(seen.cell)
-        if value is None or (value.expires_s is not None and self.age_s(seen) >= value.expires_s):
-            return None
-        return value
+        if value is None or value.expires_s is None:
+            return value
+        self._check_signed(record_name(KEYS, seen.cell.key), seen.cell.key, value)  # before its expiry is believed
+        return None if self.age_s(seen) >= value.expires_s else value
 
     def encode(self, result: Any, codec: str | None = None) -> Encoded:
         return self._codec.encode(result, codec) if codec is not None else self._codec.encode(result)
@@ -88,18 +92,51 @@ class Values:
             cost_s=round(cost_s, 6),
             by=f"{who.host} pid {who.pid}",
             at=round(self._runtime.wall(), 3),
-            expires_s=expires_s,
+            expires_s=None if expires_s is None else float(expires_s),
             ingredients=ingredients or None,
         )
         if encoded.size_bytes <= INLINE_SIZE_MAX:
             inline = encoded.joined()
-            return value._replace(inline=inline, digest=digest(inline))
+            return self._signed(name, value._replace(inline=inline, digest=digest(inline)))
         source = _Streamed(encoded.pieces)
         blob = blob_name(name, epoch, claim)
         self._blobs.upload(blob, source)
         value = value._replace(blob=blob, digest=source.hexdigest())
         self._vouch(value)
-        return value
+        return self._signed(name, value)
+
+    def _signed(self, name: str, value: Value) -> Value:
+        return value if self._signer is None else value._replace(signature=self._signer.sign(self._entry(name, value)))
+
+    def _check_signed(self, name: str, key: str, value: Value) -> None:
+        """Raise CodecError when the value is not what the fleet has stored under this name; nothing is read then."""
+        if self._signer is None:
+            return
+        refusal = self._signer.refusal(self._entry(name, value), value.signature)
+        # Anybody can make a record whose own check is right; a blob's bytes are compared when they are read.
+        if refusal is None and value.blob is None and not _is_whole(value.inline or b"", value):
+            refusal = "its bytes are not those that were signed. Find out who else can write there"
+        if refusal is not None:
+            from shlex import quote
+
+            raise CodecError(
+                f"the stored value of {key!r} in {self._cells.store.url} is refused: {refusal}. "
+                f"To have it computed anew: dibs forget {quote(key)}"
+            )
+
+    def _entry(self, name: str, value: Value) -> Entry:
+        return Entry(
+            self._cells.card.store_id,
+            name,
+            value.epoch,
+            value.claim,
+            value.codec,
+            value.blob,
+            value.size_bytes,
+            value.digest,
+            value.expires_s,
+            None if value.ingredients is None else digest(value.ingredients),
+        )
 
     def _vouch(self, value: Value) -> None:
         """Whoever has just streamed a file knows what is in it, and need not read it through again."""
@@ -127,7 +164,8 @@ class Values:
         for _ in range(_LOOKS_MAX):
             if value is None:
                 return None
-            if value.inline is not None:
+            self._check_signed(name, seen.cell.key, value)
+            if value.blob is None and value.inline is not None:
                 return (self._codec.decode(value.codec, value.inline),)  # checked along with the record
             try:
                 return (self._codec.decode(value.codec, self._content(value)),)
@@ -226,6 +264,10 @@ def _state_of(status: os.stat_result, value: Value) -> str:
     """Names a file as it is now, and what should be in it."""
     file = f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
     return f"{file} {value.digest}"
+
+
+def _is_whole(content: bytes, value: Value) -> bool:
+    return len(content) == value.size_bytes and digest(content) == value.digest
 
 
 def _check(content: bytes | memoryview, value: Value) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 _PF_EXITING: Final = 0x4  # include/linux/sched.h
@@ -69,6 +70,12 @@ def start_ticks(pid: int) -> int:
         return _start_by_psutil(pid)
     fields = _stat_fields(pid)
     return int(fields[19]) if fields else 0
+
+
+def this() -> tuple[int, int]:
+    """Pid and start ticks of this process."""
+    pid = os.getpid()
+    return pid, start_ticks(pid)
 
 
 def _stat_fields(pid: int) -> list[str]:
@@ -142,3 +149,42 @@ def flock_owner(fd: int) -> str | None:
                 state = _stat_fields(pid)[:1]
                 return f"pid {pid} (stopped)" if state in (["T"], ["t"]) else f"pid {pid}"
     return None
+
+
+def paused(pid: int) -> str | None:
+    """Why process `pid` can't go on now (stopped, traced, frozen); None if it can, or where that can't be told."""
+    if sys.platform != "linux":
+        return _paused_by_psutil(pid)
+    state = _stat_fields(pid)[:1]
+    if state in (["T"], ["t"]):
+        return f"pid {pid} is stopped" if state == ["T"] else f"pid {pid} is stopped by a debugger"
+    return f"pid {pid} is frozen" if _frozen(pid) else None
+
+
+def _frozen(pid: int) -> bool:
+    """True when its control group is frozen, where that can be seen from here."""
+    for line in _read_text(f"/proc/{pid}/cgroup").splitlines():
+        _, kinds, path = line.split(":", 2)
+        if not kinds and "frozen 1" in _read_text(f"/sys/fs/cgroup{path}/cgroup.events").splitlines():
+            return True
+        if kinds == "freezer" and _read_text(f"/sys/fs/cgroup/freezer{path}/freezer.state").strip() == "FROZEN":
+            return True
+    return False
+
+
+def _paused_by_psutil(pid: int) -> str | None:
+    try:
+        import psutil
+
+        stopped = psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    except Exception:
+        return None
+    return f"pid {pid} is stopped" if stopped else None
+
+
+def reap(pid: int, started: int) -> None:
+    """Forget process `pid` if it is a child of ours that has ended, and the very one that started at `started`."""
+    fields = _stat_fields(pid) if pid > 0 else []
+    if fields and fields[0] == "Z" and int(fields[19]) == started and int(fields[1]) == os.getpid():
+        with suppress(OSError):
+            os.waitpid(pid, os.WNOHANG)

@@ -22,6 +22,7 @@ from stress.failures import failing_key, killing_key
 from stress.faults import all_faults
 from stress.fleet import METHODS
 from stress.full_disk import full_disk
+from stress.gil import keep_the_interpreter
 from stress.kills import kill_on_another_host, kill_the_holder, poll_by_fresh_processes
 from stress.locks import count_under_lock, one_owner
 from stress.once import compute_once
@@ -115,6 +116,9 @@ def _scenarios(server: Callable[[str], Server], share: float) -> dict[str, Calla
         "stop lock local": lambda: stop_a_lock_holder(local(), folder(), some(50)),
         "stop lock s3": lambda: stop_a_lock_holder(s3(), folder(), some(10), ttl_s=2.0),
         "faults s3": lambda: all_faults(server("ministack"), BUCKET, folder(), some(20)),
+        "gil process local": lambda: keep_the_interpreter(local(), folder(), some(50), "process"),
+        "gil process s3": lambda: keep_the_interpreter(s3(), folder(), some(10), "process", ttl_s=6.0),
+        "gil thread local": lambda: keep_the_interpreter(local(), folder(), some(50), "thread"),
         "failing local": lambda: failing_key(local(), folder()),
         "failing s3": lambda: failing_key(s3(), folder()),
         "killing local": lambda: killing_key(local(), folder()),

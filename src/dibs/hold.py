@@ -58,8 +58,7 @@ class LiveHold:
     serial = 0
     _overdue_said = False
 
-    _seat: Seat | None = None
-    """With whoever beats when this process is kept from it (`heartbeat.StandIn`)."""
+    _seat: Seat | None = None  # with whoever beats when this process is kept from it (`heartbeat.StandIn`)
 
     def __init__(self, cells: Cells, heartbeat: Heartbeat, name: str, key: str, terms: Terms) -> None:
         self._cells = cells
@@ -133,8 +132,7 @@ class LiveHold:
         self.ended = True
         self._cells.abandon(self.claim)
         with suppress(DibsError):  # the interrupt is what the caller must hear of
-            seen = self._quiet().look(self.name, self.key)
-            if table.holds(seen.cell, self.claim):
+            if table.holds((seen := self._quiet().look(self.name, self.key)).cell, self.claim):
                 self._cells.write(self.name, seen, table.release(seen.cell, self.claim), patience_s=0.0)
 
     def abandon(self) -> None:
@@ -431,6 +429,8 @@ class LiveHold:
             return self.lost_because
         if self.ended:
             return "it was given up before"
+        if self._overdue():
+            return f"held for {self.held_s:.1f} s, longer than hold_max_s = {self.terms.hold_max_s:g} s"
         return f"the store could not be asked for {self._elapsed_s(self._marks):.1f} s (ttl {self.terms.ttl_s:g} s)"
 
     def mine(self) -> bool:

@@ -169,7 +169,7 @@ def _told(url: str, log: Log, settings: dict[str, Any]) -> dict[str, Any]:
             if not last.blobs and not last.waiting:
                 break
         assert not last.waiting, f"{last.waiting} blobs stay although nobody works any more"
-        for key in cache.keys():
+        for key in list(cache.keys()):
             try:
                 found = cache.get(key)
             except StoreUnavailable:

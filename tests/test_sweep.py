@@ -387,6 +387,43 @@ def test_a_value_that_came_since_the_look_is_not_evicted() -> None:
     assert fleet.cache.get("key") == LARGE + b"2"
 
 
+def test_a_value_that_somebody_began_to_recompute_since_the_look_is_not_evicted() -> None:
+    fleet = Fleet()
+    fleet.cache.put("key", LARGE, expires_s=1.0)
+    fleet.later(2.0)
+    other = Elsewhere(cache_on(fleet.store, HandRuntime(fleet.runtime.clock)))
+    slots: list[Any] = []
+
+    def begin(kind: str, name: str) -> None:
+        if kind == "swap" and name.startswith("keys/"):
+            fleet.store.before = lambda kind, name: None
+            slot = other.once("key")
+            slot.__enter__()
+            slots.append(slot)
+
+    fleet.store.before = begin
+    assert fleet.sweep().evicted == 0
+    assert slots[0].commit(b"new") == b"new"
+    assert fleet.cache.get("key") == b"new", "its hold was not swept away"
+
+
+def test_an_epoch_that_was_settled_since_the_look_is_not_ended() -> None:
+    fleet = Fleet()
+    with pytest.raises(ZeroDivisionError):
+        fleet.cache.get_or_compute("key", Counted(1, ZeroDivisionError()))
+    fleet.orphan("key", 0)
+    fleet.later(HOUR_S + 1)
+
+    def settle(kind: str, name: str) -> None:
+        if kind == "swap" and name.startswith("keys/"):
+            fleet.store.before = lambda kind, name: None
+            Elsewhere(fleet.cache).get_or_compute("key", Counted("value"))
+
+    fleet.store.before = settle
+    fleet.sweep()
+    assert fleet.cache.get("key") == "value"
+
+
 def test_dry_run_changes_nothing_and_says_what_would_be_done(fleet: Fleet) -> None:
     fleet.cache.put("expired", LARGE, expires_s=1.0)
     fleet.cache.put("kept", LARGE)

@@ -267,8 +267,8 @@ class _Sweep:
             if not done:
                 return False
             self._cells.events.emit("forgotten", key, after.cell.generation, after.cell.epoch, detail=f"swept: {why}")
-            blob = blob_name(name, value.epoch, value.claim)
-            if value.blob == blob and is_over(after.cell, value.epoch, value.claim, blob):
+            blob = blob_name(name, value.epoch, value.claim)  # and not what a forged record may say
+            if value.blob is not None and is_over(after.cell, value.epoch, value.claim, blob):
                 self._backend.remove(blob)
         elif value.blob is not None:
             self._named.add(value.blob)

@@ -8,9 +8,9 @@ import shlex
 from typing import TYPE_CHECKING, Final
 
 from dibs.cache import Cache
-from dibs.command.child import Child, NotStarted
 from dibs.cli.opening import made
 from dibs.cli.printing import Out, say
+from dibs.command.child import Child, NotStarted
 from dibs.errors import DibsError, LockLost, SettingsError, WaitTimeout
 from dibs.events import Event
 from dibs.locks import Lock

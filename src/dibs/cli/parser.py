@@ -7,14 +7,15 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dibs.cli import demo, doctor, keys, lock, looking, show, simulate, sweep, unlock
+from dibs.cli import demo, doctor, keys, lock, looking, run, show, simulate, sweep, unlock
 
 if TYPE_CHECKING:
     Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _EPILOG = """\
 exit status: 0 done; 1 a check failed, or not found; 2 wrong usage; 3 store unavailable or unsuitable; 4 timed out
-waiting; `lock` hands on that of its command, and uses 124 for a timed-out wait and 125 for a failure of dibs itself
+waiting; `run` and `lock` hand on that of their command, and use 124 for a timed-out wait and 125 for a failure of
+dibs itself
 """
 
 
@@ -22,8 +23,8 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The options of one call; `run` among them is what to do.  Exits (status 2) on wrong usage."""
     words = list(argv)
     command: list[str] = []
-    if _name_of_command(words) == "lock" and "--" in words:
-        # Everything behind the dashes belongs to the command that runs under the lock.
+    if _name_of_command(words) in ("run", "lock") and "--" in words:
+        # Everything behind the dashes belongs to the command that is run.
         at = words.index("--")
         words, command = words[:at], words[at + 1 :]
     options = _parser().parse_args(words)
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     _add_shared(shared, store=argparse.SUPPRESS, json=argparse.SUPPRESS)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for part in (demo, lock, keys, show, looking, unlock, sweep, doctor, simulate):
+    for part in (demo, run, lock, keys, show, looking, unlock, sweep, doctor, simulate):
         part.add(commands, shared)
     return parser
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import shutil
@@ -17,7 +18,7 @@ import pytest
 
 from dibs.errors import Conflict, SettingsError, StoreUnavailable, StoreUnsuitable
 from dibs.runtime import Runtime
-from dibs.store import Record
+from dibs.store import Listed, Record
 from dibs.stores import local_disk, open_store
 from dibs.stores.local import LocalStore
 from dibs.stores.local_slots import HEADER_SIZE
@@ -213,6 +214,11 @@ def test_a_full_disk_refuses_and_keeps_what_was_there(runtime: Runtime, tmp_path
         assert os.listdir(os.path.join(store.root, "tmp")) == []
         small = store.swap("keys/f/small", small, b"in place, so it needs no space")
         filler.unlink()
+        with pytest.raises(StoreUnavailable, match="disk full") as refusal:
+            store.upload("keys/blob", io.BytesIO(b"x" * 6_000_000))  # there is room for its beginning
+        assert refusal.value.certain
+        assert os.listdir(os.path.join(store.root, "tmp")) == []
+        assert list(store.scan_blobs("keys/")) == []
         large = store.swap("keys/f/large", large, b"L" * 20_000)
         assert read(store, "keys/f/large")[:2] == (b"L" * 20_000, large)
         store.swap("keys/f/new", None, b"new")
@@ -309,6 +315,66 @@ def test_old_files_of_dead_writers_are_cleared_away(store: LocalStore, runtime: 
     os.utime(dead, (0, os.stat(young).st_mtime - 2 * 24 * 3600))
     LocalStore(store.root, runtime).upload("a/c", io.BytesIO(b"x"))
     assert os.listdir(young.parent) == ["young"]
+
+
+class Interrupting(io.BytesIO):
+    """Does something in the middle."""
+
+    def __init__(self, content: bytes, what: Callable[[], object]) -> None:
+        super().__init__(content)
+        self._what = what
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell():
+            self._what()
+        return super().read(min(size or 0, 1_000_000))
+
+
+def test_what_a_killed_upload_leaves_is_told_from_what_a_living_one_writes(
+    store: LocalStore, runtime: Runtime
+) -> None:
+    def upload_half() -> None:
+        os.setpgid(0, 0)
+        half = Interrupting(b"x" * 2_000_000, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        LocalStore(store.root, runtime).upload("a/killed", half)
+
+    os.waitpid(forked(upload_half), 0)
+    assert list(store.scan_blobs("a/")) == []
+    (left,) = os.listdir(os.path.join(store.root, "tmp"))
+    seen: list[list[Listed]] = []
+
+    def look() -> None:
+        cleaner = LocalStore(store.root, runtime)
+        seen.append(list(cleaner.clear_leftovers(lambda name: False, dry_run=True)))
+        seen.append(list(cleaner.clear_leftovers(lambda name: False)))
+        seen.append(list(cleaner.clear_leftovers(lambda name: False)))
+
+    store.upload("a/living", Interrupting(b"y" * 2_000_000, look))
+    # The dead one's is found, and removed only when that was asked for; the living one's is left alone.
+    assert [[line.name for line in lines] for lines in seen[:3]] == [[f"tmp/{left}"], [f"tmp/{left}"], []]
+    assert seen[0][0].size_bytes == 1_000_000
+    with store.download("a/living") as file:
+        assert file.read() == b"y" * 2_000_000
+    assert os.listdir(os.path.join(store.root, "tmp")) == []
+
+
+def test_a_temporary_file_that_is_cleared_before_it_could_be_locked_is_made_again(
+    store: LocalStore, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleaner = LocalStore(store.root, runtime)
+    flock, cleared = fcntl.flock, []
+
+    def late(fd: int, how: int) -> None:
+        if not cleared:
+            cleared.append(None)
+            cleared.extend(line.name for line in cleaner.clear_leftovers(lambda name: False))
+        flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    store.upload("a/b", io.BytesIO(b"x"))
+    assert len(cleared) == 2, "nothing was cleared, so this shows nothing"
+    with store.download("a/b") as file:
+        assert file.read() == b"x"
 
 
 # --- guards ---

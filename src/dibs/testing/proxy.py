@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from dibs.testing.proxy_faults import (
     ANSWER_HANGS,
     ANSWER_LOST,
+    HALF_SENT,
     TRUNCATED,
     Answer,
     Call,
@@ -240,8 +241,14 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def serve(self) -> None:
-        call = Call(self.command, self.path, tuple(self.headers.items()), self._body())
+        call = Call(self.command, self.path, tuple(self.headers.items()), b"")
         fault = self.proxy.arrived(call)
+        if fault == HALF_SENT:
+            self.proxy.fire(HALF_SENT, call)
+            self.rfile.read(int(self.headers.get("Content-Length") or 0) // 2)
+            self._hang_up()
+            return
+        call = call._replace(body=self._body())
         if not isinstance(fault, Fault):
             lies = self.proxy.lies if fault is None else self.proxy.lies | {fault}
             self._answer(self.proxy.falsified(call, lies))

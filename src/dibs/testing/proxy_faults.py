@@ -65,6 +65,8 @@ ANSWER_LOST: Final = Fault("answer lost")
 ANSWER_HANGS: Final = Fault("answer hangs", hang=True)
 TWICE: Final = Fault("twice")
 """The same request arrives twice, as after a resend below dibs; the client gets the second answer."""
+HALF_SENT: Final = Fault("half sent", applied=False)
+"""The connection ends in the middle of the request's body."""
 TRUNCATED: Final = Fault("truncated")
 """Half of the answer's body arrives, then the connection ends."""
 

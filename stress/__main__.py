@@ -28,6 +28,7 @@ from stress.locks import count_under_lock, one_owner
 from stress.once import compute_once
 from stress.pauses import RIVALS, stop_a_lock_holder, stop_a_worker
 from stress.requests import count_requests
+from stress.sweeping import evict_while_working, kill_during_upload, sweep_while_working
 
 BUCKET = "dibs-stress"
 
@@ -129,6 +130,12 @@ def _scenarios(server: Callable[[str], Server], share: float) -> dict[str, Calla
         "clocks behind": lambda: skewed_clocks(local(), folder(), 2.0, 600, 0),
         "clocks ahead": lambda: skewed_clocks(local(), folder(), 2.0, 0, 600),
         "requests": lambda: count_requests(server("ministack"), BUCKET),
+        "sweep local": lambda: sweep_while_working(local(), folder(), 8, some(60)),
+        "sweep s3": lambda: sweep_while_working(s3(), folder(), 4, some(60)),
+        "evict local": lambda: evict_while_working(local(), folder(), 8, some(30)),
+        "evict s3": lambda: evict_while_working(s3(), folder(), 4, some(30)),
+        "kill upload local": lambda: kill_during_upload(local(), folder(), some(10)),
+        "kill upload s3": lambda: kill_during_upload(s3(), folder(), some(10)),
         "damage local": lambda: damage_everything(fresh_folder(folder()), some(60)),
         "damage s3": lambda: damage_everything(objects, some(20)),
     }

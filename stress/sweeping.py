@@ -13,7 +13,7 @@ from typing import Any
 
 from dibs.errors import StoreUnavailable
 from dibs.sweep import Swept, sweep
-from stress.fleet import Log, join_all, open_cache, workers
+from stress.fleet import PATIENCE_S, Log, join_all, open_cache, worker, workers
 
 SHARED_KEYS = 12
 SIZE = 40_000
@@ -148,6 +148,53 @@ def _ask(number: int, url: str, log_path: str, seconds: float, settings: dict[st
         counts["read"] += 1
     log.write(what="worked", healed=cache.stats().healed, **counts)
     cache.close()
+
+
+class _Stalling:
+    """A stream that says when half of it went by, and then waits to be killed."""
+
+    def __init__(self, source: Any, log: Log, size_bytes: int) -> None:
+        self._source, self._log, self._left = source, log, size_bytes // 2
+
+    def read(self, size: int, /) -> bytes | memoryview:
+        if self._left <= 0:
+            self._log.write(what="half way")
+            time.sleep(PATIENCE_S)
+        piece: bytes | memoryview = self._source.read(size)
+        self._left -= len(piece)
+        return piece
+
+
+def _upload_half(url: str, log_path: str, size_bytes: int, settings: dict[str, Any]) -> None:
+    cache, log = open_cache(url, **settings), Log(log_path)
+    store: Any = cache._store
+    upload = store.upload
+    store.upload = lambda name, source: upload(name, _Stalling(source, log, size_bytes))
+    cache.get_or_compute("key", lambda: b"x" * size_bytes)
+
+
+def kill_during_upload(
+    url: str, folder: str, kills: int, size_bytes: int = 60_000_000, **settings: Any
+) -> dict[str, Any]:
+    """SIGKILL amidst an upload; asserts that nothing of it can be seen, and that one sweep removes the rest."""
+    freed = 0
+    with open_cache(url, **settings) as cache:
+        for number in range(kills):
+            log = Log(f"{folder}/log-{number}")
+            with worker(_upload_half, url, log.path, size_bytes, settings) as process:
+                log.wait_for(what="half way")
+                during = sweep(cache._cells, cache._store, grace_s=0.0)
+                assert (during.leftovers, during.blobs) == (0, 0), "a living worker's upload was disturbed"
+                process.kill()
+                process.join(10)
+            assert cache.get("key") is None and not list(cache._store.scan_blobs("values/"))
+            after = sweep(cache._cells, cache._store)
+            assert after.leftovers == 1 and after.leftovers_bytes > size_bytes // 4, after
+            freed += after.leftovers_bytes
+            again = sweep(cache._cells, cache._store, grace_s=0.0)
+            assert not again.freed_bytes and not again.waiting, again
+        assert cache.get_or_compute("key", lambda: b"y" * size_bytes) == b"y" * size_bytes
+    return {"kills": kills, "freed_bytes": freed}
 
 
 def _told(url: str, log: Log, settings: dict[str, Any]) -> dict[str, Any]:

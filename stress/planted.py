@@ -265,7 +265,7 @@ MUTANTS: Final = (
     ),
     # --- the economy ---
     Mutant(
-        "no-flight-is-shared", ECONOMY, "once.py",
+        "no-flight-is-shared", ECONOMY, "flights.py",
         "flight = self._flights.setdefault(name, mine)\n",
         "flight = self._flights[name] = mine\n",
         "pytest tests/test_promises.py",

@@ -1,13 +1,13 @@
 """Compute each key once: ask, claim, compute, publish; or wait for whoever does, and take its turn if it fails.
 
-Threads and tasks of one process share one flight per key: the first asks the fleet, the others wait for it in memory
-and then get their own copy of the value.
+Threads block and tasks don't, on the same way: a look; a flight, if another one of this process is at it (`flights`);
+else the fleet (`contend`).
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from types import CoroutineType
 from typing import Any, Final, NamedTuple, TypeVar
@@ -16,32 +16,23 @@ from dibs import cell as table
 from dibs.cell import Cell, Hold, Value
 from dibs.cells import Cells, Seen
 from dibs.codec import Encoded
-from dibs.contend import Contender, Settled, enter, leave, raise_if_own
-from dibs.errors import (
-    CodecError,
-    ComputeFailed,
-    DibsError,
-    LockLost,
-    StoreUnavailable,
-    StoreUnsuitable,
-    WaitCircle,
-    WaitTimeout,
-)
+from dibs.contend import Contender, Settled, enter, leave
+from dibs.errors import CodecError, ComputeFailed, DibsError, LockLost, StoreUnavailable, StoreUnsuitable
 from dibs.events import log
+from dibs.flights import Caller, Flight, Flights
 from dibs.hold import LiveHold, Outcome, Terms
-from dibs.names import KEYS, address, record_name
-from dibs.runtime import Runtime
-from dibs.tasks import in_pool, running_loop, walk
+from dibs.names import KEYS, record_name
+from dibs.tasks import NotAwaitable, Together, awaitable, in_pool, inbox, running_loop, walk
 from dibs.values import Values
-from dibs.waiting import Pause, Steps, drive
+from dibs.waiting import Steps, drive
 
 T = TypeVar("T")
 
 _ERROR_TEXT_MAX: Final = 8_000
-_FOLLOW_S: Final = 0.5
-_FOLLOW_PATIENTLY_S: Final = 3600.0
 SHARED_SIZE_MAX: Final = 1 << 20
 """Bytes of an encoded value that one flight keeps for its followers; what is larger they load from the store."""
+_LIGHT_SIZE_MAX: Final = 1 << 12
+"""Bytes that an event loop may decode itself: sending them to another thread would cost more."""
 _ROUNDS_MAX: Final = 10_000
 
 
@@ -65,54 +56,6 @@ class Limits(NamedTuple):
     retry_after_s: float = 60.0
 
 
-class Flight:
-    """One asking of one key in this process; `landed` is what came of it: its bytes, or where the value is."""
-
-    def __init__(self, runtime: Runtime, loop: object | None) -> None:
-        self.loop = loop
-        """The event loop whose task leads it; None for a thread."""
-        self.landed: Value | tuple[str, bytes] | None = None
-        self._ended = runtime.event()
-        self._callbacks: list[Callable[[], None]] = []
-
-    @property
-    def ended(self) -> bool:
-        return self._ended.is_set()
-
-    def wait(self, timeout_s: float) -> bool:
-        return self._ended.wait(timeout_s)
-
-    def notify(self, callback: Callable[[], None]) -> bool:
-        self._callbacks.append(callback)
-        if self.ended:  # perhaps before it could see the callback
-            callback()
-        return True
-
-    def end(self) -> None:
-        self._ended.set()
-        for callback in self._callbacks:
-            callback()
-
-
-class Caller:
-    """Whoever asks, on the way to a value: found, got from another, or computed in its own turn."""
-
-    def __init__(self, key: str, ask: Ask, began: float, loop: object | None = None) -> None:
-        self.name = record_name(KEYS, key)
-        self.key, self.ask = key, ask
-        self.began = began
-        self.loop = loop
-        self.seen: Seen
-        self.flight: Flight | None = None
-        """The one that it leads, if it does."""
-        self.holds: list[LiveHold] = []
-
-    def left_s(self, now: float) -> float | None:
-        """How much longer it would wait for others; None: as long as it takes."""
-        wait_s = self.ask.wait_s
-        return None if wait_s is None else wait_s - (now - self.began)
-
-
 class Once:
     """Computes the keys of one store, each once."""
 
@@ -125,26 +68,19 @@ class Once:
         self.runtime = contender.runtime
         self._events = self._cells.events
         self._pool = contender.pool
-        self._lock = self.runtime.lock()
-        self._flights: dict[str, Flight] = {}
+        self._flights = Flights(contender)
+        self._looks: Together[Caller] = Together(self._pool, self.runtime.lock())
         self._usual_s: dict[str, float] = {}
 
     # -- asking --------------------------------------------------------------------------------------------------
 
     def get(self, key: str) -> tuple[Any] | None:
         """The value in a tuple, or None when there is none to be had now."""
-        name = record_name(KEYS, key)
-        seen = self._cells.look(name, key)
-        found = self._values.load(name, seen, self._values.fresh)
-        if found is None:
-            self._events.emit("miss", key)
-        else:
-            self._hit(seen)
-        return found
+        return self._at_hand((Caller(key, None, 0.0),), Ask())[0]
 
     async def aget(self, key: str) -> tuple[Any] | None:
         """As get, from a task."""
-        return await in_pool(self._pool, lambda: self.get(key))
+        return await self.aside(lambda: self.get(key))
 
     async def aside(self, call: Callable[[], T]) -> T:
         """What `call`, which asks the store and waits for nobody, returns; the event loop goes on meanwhile."""
@@ -152,147 +88,133 @@ class Once:
 
     def get_or_compute(self, key: str, compute: Callable[[], Any], ask: Ask) -> Any:
         """The value of `key`, computed by `compute` unless somebody in the fleet has done so, or is doing it."""
-        caller = Caller(key, ask, self.runtime.monotonic())
-        found = self._at_hand(caller)
+        caller = Caller(key, ask.wait_s, self.runtime.monotonic())
+        (found,) = self._at_hand((caller,), ask)
         if found is not None:
             return found[0]
         try:
-            got = drive(self.runtime, self._turn(caller))
-            return self._computed(caller, got, compute) if isinstance(got, LiveHold) else got[0]
+            got = drive(self.runtime, self._turn(caller, ask))
+            return self._computed(caller, got, compute, ask) if isinstance(got, LiveHold) else got[0]
         except BaseException:
             for hold in caller.holds:  # kept by nobody, when an interrupt struck between two steps
                 hold.abandon()
             raise
         finally:
-            self._land(caller)
+            self._flights.land(caller)
 
     async def aget_or_compute(self, key: str, compute: Callable[[], Awaitable[Any]], ask: Ask) -> Any:
         """As get_or_compute, from a task: `compute` runs in it, and the event loop goes on during every wait.
 
         A task that is cancelled gives up politely: that is no failure of the key, and the next one takes its turn.
         """
-        caller = Caller(key, ask, self.runtime.monotonic(), running_loop())
+        turn = inbox().turn()
+        if turn is not None:
+            await turn
+        caller = Caller(key, ask.wait_s, self.runtime.monotonic(), running_loop())
 
         def give_back(got: LiveHold | tuple[Any]) -> None:
             if isinstance(got, LiveHold):
                 self.give_up(got, None)
-                self._land(caller)
+            self._flights.land(caller)
 
         try:
-            got = await walk(self._pool, self._steps(caller), give_back)
-            return await self._acomputed(caller, got, compute) if isinstance(got, LiveHold) else got[0]
+            found = await self._together(caller, ask)
+            if found is not None:
+                return found[0]
+            got = await walk(self._pool, self._turn(caller, ask), give_back)
+            return await self._acomputed(caller, got, compute, ask) if isinstance(got, LiveHold) else got[0]
         finally:
-            self._land(caller)
+            self._flights.land(caller)
 
-    def _steps(self, caller: Caller) -> Steps[LiveHold | tuple[Any]]:
-        found = self._at_hand(caller)
-        return found if found is not None else (yield from self._turn(caller))
+    async def _together(self, caller: Caller, ask: Ask) -> tuple[Any] | None:
+        """The value in a tuple, if this task comes to it along with others: by one look, or one flight, for all.
 
-    def _at_hand(self, caller: Caller) -> tuple[Any] | None:
-        """The value in a tuple if there is one to be had now."""
-        seen = caller.seen = self._cells.look(caller.name, caller.key)
-        if not caller.ask.recompute:
-            found = self._values.load(caller.name, seen, self._values.fresh)
+        None when it is its turn to lead a flight, or when it holds something, which it must mind while it waits.
+        """
+        alone = bool(self._contender.own_holds())
+        for _ in range(_ROUNDS_MAX):
+            flight = None if alone or ask.stale_ok else self._flights.open(caller.name)
+            if flight is None:
+                about = caller.name, ask.recompute
+                found = await self._looks.call(about, caller, lambda callers: self._at_hand(callers, ask))
+                if found is not None or alone:
+                    return found
+                flight = self._flights.join(caller)
+                if flight is caller.flight:
+                    return None
+            self._miss(caller)
+            await self._flights.followed(caller, flight)
+            if isinstance(flight.landed, tuple) and len(flight.landed[1]) <= _LIGHT_SIZE_MAX:
+                found = self._landed(caller, flight)
+            else:
+                found = await self.aside(lambda flight=flight: self._landed(caller, flight))  # type: ignore[misc]
+            if found is not None:
+                return found
+        raise _damaged(caller.key)
+
+    def _at_hand(self, callers: Sequence[Caller], ask: Ask) -> list[tuple[Any] | None]:
+        """For each of those who ask for one key now: the value in a tuple of its own, if there is one to be had."""
+        name, key = callers[0].name, callers[0].key
+        seen = self._cells.look(name, key)
+        answers = []
+        for caller in callers:
+            caller.seen = seen
+            found = None if ask.recompute else self._values.load(name, seen, self._values.fresh)
+            answers.append(found)
             if found is not None:
                 self._hit(seen)
-                return found
-            self._events.emit("miss", caller.key)
-        return None
+            elif not ask.recompute:
+                self._miss(caller)
+        return answers
 
-    def _turn(self, caller: Caller) -> Steps[LiveHold | tuple[Any]]:
+    def _turn(self, caller: Caller, ask: Ask) -> Steps[LiveHold | tuple[Any]]:
         """Come to the value in a tuple, or to a hold to compute under; then the caller's flight is still open."""
-        name, key, ask = caller.name, caller.key, caller.ask
+        name, key = caller.name, caller.key
         try:
             for _ in range(_ROUNDS_MAX):
-                caller.flight = mine = Flight(self.runtime, caller.loop)
-                flight = self._flights.setdefault(name, mine)
-                if flight is mine:
+                flight = self._flights.join(caller)
+                leads = flight is caller.flight
+                if leads:
                     wanted = self._wanted(caller.seen, ask)
-                    got = yield from self._contending(caller, wanted)
+                    got = yield from self._contending(caller, ask, wanted)
                     if isinstance(got, LiveHold):
                         return got
                     found = self._values.load(name, got.what, wanted)
-                    self._land(caller)
+                    self._flights.land(caller)
                 else:
-                    caller.flight = None
-                    yield from self._following(caller, flight)
-                    self._close(name, flight)  # its leader may have been interrupted before it could
-                    found = self._landed(name, key, flight.landed)
+                    yield from self._flights.following(caller, flight)
+                    found = self._landed(caller, flight)
                 if found is not None:
                     return found
                 caller.seen = self._cells.look(name, key)  # nothing landed; or it could not be read, and was forgotten
-                if flight is not mine and not ask.recompute:
+                if not leads and not ask.recompute:
                     found = self._values.load(name, caller.seen, self._values.fresh)
                     if found is not None:
                         return found
         except BaseException:
-            self._land(caller)
+            self._flights.land(caller)
             raise
-        raise StoreUnavailable(f"the value of {key!r} was damaged {_ROUNDS_MAX} times in a row")
+        raise _damaged(key)
 
-    def _land(self, caller: Caller) -> None:
-        """End the flight that this one leads, if it does: nobody may wait for it any more."""
-        flight = caller.flight
-        if flight is not None:
-            try:
-                self._close(caller.name, flight)
-            finally:  # also when an interrupt strikes in there
-                flight.end()
-
-    def _landed(self, name: str, key: str, landed: Value | tuple[str, bytes] | None) -> tuple[Any] | None:
+    def _landed(self, caller: Caller, flight: Flight) -> tuple[Any] | None:
         """A follower's own copy of what the leader computed: never made of memory that its caller owns by now."""
+        landed = flight.landed
         if landed is None:
             return None
         if not isinstance(landed, Value):
             return (self._values.decode(*landed),)
-        if landed.inline is not None:
-            return (self._values.decode(landed.codec, landed.inline),)
         epoch, claim = landed.epoch, landed.claim
 
         def same(seen: Seen) -> Value | None:
             now = seen.cell.value
             return now if now is not None and (now.epoch, now.claim) == (epoch, claim) else None
 
-        return self._values.load(name, self._cells.look(name, key), same)
+        return self._values.load(caller.name, self._cells.look(caller.name, caller.key), same)
 
-    def _close(self, name: str, flight: Flight) -> None:
-        """Let nobody join any more: whoever asks from now on may have heard of a forget, and looks for himself."""
-        with self._lock:
-            if self._flights.get(name) is flight:
-                del self._flights[name]
-
-    def _following(self, caller: Caller, flight: Flight) -> Steps[None]:
-        """Wait for the flight of another thread or task; raises WaitTimeout or WaitCircle."""
-        key = caller.key
-        mine = self._contender.own_holds()
-        raise_if_own(mine, caller.name)
-        if caller.loop is None and flight.loop is not None and flight.loop is running_loop():
-            circle = WaitCircle([key])
-            circle.add_note(f"a task of this event loop computes {key!r}, and a blocking call would stop it: await it")
-            raise circle
-        announced = False
-        try:
-            while not flight.ended:
-                now = self.runtime.monotonic()
-                waited_s, left_s = now - caller.began, caller.left_s(now)
-                if left_s is not None and left_s <= 0:
-                    raise WaitTimeout(f"{key!r} is still computed by another thread or task after {waited_s:.1f} s")
-                if mine and waited_s >= _FOLLOW_S:
-                    announced = True
-                    for hold in mine:
-                        hold.announce(address(KEYS, key))
-                    keys = self._contender.circle(KEYS, key)
-                    if keys is not None:
-                        raise WaitCircle(keys)
-                pause_s = _FOLLOW_S if mine or left_s is not None else _FOLLOW_PATIENTLY_S
-                yield Pause(pause_s if left_s is None else min(pause_s, left_s), flight)
-        finally:
-            if announced:
-                for hold in mine:
-                    hold.announce(None)
-
-    def _contending(self, caller: Caller, wanted: Callable[[Seen], Value | None]) -> Steps[LiveHold | Settled[Seen]]:
-        key, ask, first = caller.key, caller.ask, caller.seen
+    def _contending(
+        self, caller: Caller, ask: Ask, wanted: Callable[[Seen], Value | None]
+    ) -> Steps[LiveHold | Settled[Seen]]:
+        key, first = caller.key, caller.seen
         target = _target_epoch(first.cell)
 
         def settled(seen: Seen) -> Settled[Seen] | None:
@@ -360,20 +282,20 @@ class Once:
         return await walk(self._pool, self._opening(key, ask), give_back)
 
     def _opening(self, key: str, ask: Ask) -> Steps[LiveHold | tuple[Any]]:
-        caller = Caller(key, ask, self.runtime.monotonic())
+        caller = Caller(key, ask.wait_s, self.runtime.monotonic())
         for _ in range(_ROUNDS_MAX):
             caller.seen = self._cells.look(caller.name, key)
             wanted = self._wanted(caller.seen, ask)
-            got = yield from self._contending(caller, wanted)
+            got = yield from self._contending(caller, ask, wanted)
             if isinstance(got, LiveHold):
                 return got
             found = self._values.load(caller.name, got.what, wanted)
             if found is not None:
                 self._hit(got.what)
                 return found
-        raise StoreUnavailable(f"the value of {key!r} was damaged {_ROUNDS_MAX} times in a row")
+        raise _damaged(key)
 
-    def _computed(self, caller: Caller, hold: LiveHold, compute: Callable[[], Any]) -> Any:
+    def _computed(self, caller: Caller, hold: LiveHold, compute: Callable[[], Any], ask: Ask) -> Any:
         """Run `compute` under `hold` and publish what it returns; the value that won is returned."""
         enter(hold)
         try:
@@ -387,19 +309,21 @@ class Once:
             result.close()
             self.give_up(hold, None)
             raise TypeError(f"compute of {hold.key!r} is an async function, which only a task can await, by memoize")
-        return self.publish(caller.name, hold, result, caller.ask, caller.flight)
+        return self.publish(caller.name, hold, result, ask, caller.flight)
 
-    async def _acomputed(self, caller: Caller, hold: LiveHold, compute: Callable[[], Awaitable[Any]]) -> Any:
+    async def _acomputed(
+        self, caller: Caller, hold: LiveHold, compute: Callable[[], Awaitable[Any]], ask: Ask
+    ) -> Any:
         """As _computed, in a task; the store is asked elsewhere."""
         enter(hold)
         try:
-            result = await _awaitable(compute(), hold.key)
+            result = await awaitable(compute(), hold.key)
         except BaseException as problem:
             leave(hold)
-            await self.agive_up(hold, None if isinstance(problem, _NotAwaitable) else problem)
+            await self.agive_up(hold, None if isinstance(problem, NotAwaitable) else problem)
             raise
         leave(hold)
-        return await self.aside(lambda: self.publish(caller.name, hold, result, caller.ask, caller.flight))
+        return await self.aside(lambda: self.publish(caller.name, hold, result, ask, caller.flight))
 
     def give_up(self, hold: LiveHold, error: BaseException | None) -> None:
         """End a hold whose computation raised (or ended without a value): a failure of the key, or politely."""
@@ -431,7 +355,7 @@ class Once:
             self._remember(hold.key, cost_s)
             encoded = self._values.encode(result, ask.codec)
             if flight is not None:
-                self._close(name, flight)
+                self._flights.close(name, flight)
             ingredients = b"" if ask.ingredients is None else ask.ingredients()
             value = self._values.store(name, encoded, hold.epoch, hold.claim, cost_s, ask.expires_s, ingredients)
             outcome = hold.commit(value, patience_s=self._terms.ttl_s)
@@ -479,6 +403,11 @@ class Once:
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------
 
+    def _miss(self, caller: Caller) -> None:
+        if not caller.missed:
+            caller.missed = True
+            self._events.emit("miss", caller.key)
+
     def _hit(self, seen: Seen) -> None:
         value = seen.cell.value
         self._events.emit("hit", seen.cell.key, seconds=value.cost_s if value is not None else 0.0)
@@ -511,11 +440,5 @@ def _cancels(error: Exception) -> bool:
     return type(error).__name__ in ("CancelledError", "Cancelled")
 
 
-class _NotAwaitable(TypeError):
-    """A plain function where an async one is expected: a mistake of the program, not a failure of the key."""
-
-
-def _awaitable(result: Any, key: str) -> Awaitable[Any]:
-    if hasattr(result, "__await__"):
-        return result  # type: ignore[no-any-return]
-    raise _NotAwaitable(f"compute of {key!r} returned {type(result).__name__}, which can't be awaited: make it async")
+def _damaged(key: str) -> StoreUnavailable:
+    return StoreUnavailable(f"the value of {key!r} was damaged {_ROUNDS_MAX} times in a row")

@@ -8,20 +8,104 @@ from __future__ import annotations
 
 import contextvars
 import sys
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple, TypeVar
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 from dibs.runtime.pool import Pool
-from dibs.waiting import Pause, Steps
+from dibs.waiting import Awaited, Pause, Steps
 
+if TYPE_CHECKING:
+    import asyncio
+
+A = TypeVar("A")
 T = TypeVar("T")
 
 _ASK_EVERY_S: Final = 0.02
 """How often to ask what nobody tells."""
 
 
+_ROUND_MAX: Final = 32
+"""So many tasks of dibs go on in one round of an event loop."""
+
+
 class _Done(NamedTuple):
     what: Any
+
+
+class Inbox:
+    """What others have for the tasks of one event loop: a little in each of its rounds, so that none takes long.
+
+    Thousands of tasks that start at once, or wait for the same flight, would keep the loop from everything else.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = ref(loop)
+        self._calls: deque[Callable[[], object] | asyncio.Future[None]] = deque()
+        self._serving = False
+        self._admitted = 0
+
+    def put(self, call: Callable[[], object]) -> bool:
+        """Have the loop call it; from any thread.  False when the loop is closed."""
+        loop = self._loop()
+        if loop is None or loop.is_closed():
+            return False
+        self._calls.append(call)
+        try:
+            if not self._serving:
+                self._serving = True
+                loop.call_soon_threadsafe(self._serve)
+        except RuntimeError:  # closed just now
+            return False
+        return True
+
+    def turn(self) -> asyncio.Future[None] | None:
+        """What a task that sets out awaits first; None when it may go on in this round."""
+        loop = self._loop()
+        assert loop is not None
+        if self._admitted < _ROUND_MAX:
+            self._admitted += 1
+            if not self._serving:
+                self._serving = True
+                loop.call_soon(self._serve)
+            return None
+        turn = loop.create_future()
+        self._calls.append(turn)
+        return turn
+
+    def _serve(self) -> None:
+        loop = self._loop()
+        assert loop is not None
+        self._admitted = len(self._calls)  # who comes now stands behind those who are waiting
+        for _ in range(_ROUND_MAX):
+            if not self._calls:
+                self._serving = False
+                if not self._calls:  # nobody came in between, who relied on us
+                    return
+                self._serving = True
+            call = self._calls.popleft()
+            if callable(call):
+                call()
+            elif not call.done():
+                call.set_result(None)
+        loop.call_soon(self._serve)
+
+
+_inboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, Inbox] = WeakKeyDictionary()
+
+
+def inbox() -> Inbox:
+    """The inbox of the event loop that runs in this thread: one for all caches, for they share its rounds."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    found = _inboxes.get(loop)
+    if found is None:
+        found = _inboxes[loop] = Inbox(loop)
+    return found
 
 
 async def in_pool(
@@ -37,8 +121,8 @@ async def in_pool(
     """
     import asyncio
 
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[tuple[T | None, BaseException | None]] = loop.create_future()
+    box = inbox()
+    answer: asyncio.Future[tuple[T | None, BaseException | None]] = asyncio.get_running_loop().create_future()
     context = contextvars.copy_context()
 
     def run() -> None:
@@ -50,7 +134,7 @@ async def in_pool(
             result = context.run(call)
         except BaseException as error:
             problem = error
-        if not _tell(loop, lambda: deliver(result, problem)):
+        if answer.cancelled() or not box.put(lambda: deliver(result, problem)):
             undo(result, problem)
 
     def deliver(result: T | None, problem: BaseException | None) -> None:
@@ -124,6 +208,13 @@ async def _spend(pause: Pause) -> float:
     if pause.on is None:
         await asyncio.sleep(pause.seconds)
         return 0.0
+    return await until(pause.on, pause.seconds)
+
+
+async def until(awaited: Awaited, seconds: float) -> float:
+    """Return when it has happened, after `seconds`, or before if nobody can tell; the seconds that are left then."""
+    import asyncio
+
     loop = asyncio.get_running_loop()
     over: asyncio.Future[None] = loop.create_future()
 
@@ -131,29 +222,76 @@ async def _spend(pause: Pause) -> float:
         if not over.done():
             over.set_result(None)
 
-    def tell() -> None:
-        _tell(loop, end)
+    box = inbox()
 
-    told = pause.on.notify(tell)
-    pause_s = pause.seconds if told else min(pause.seconds, _ASK_EVERY_S)
+    def tell() -> None:
+        box.put(end)
+
+    pause_s = seconds if awaited.notify(tell) else min(seconds, _ASK_EVERY_S)
     timer = loop.call_later(pause_s, end)
     try:
         await over
     finally:
         timer.cancel()
-    return pause.seconds - pause_s
+    return seconds - pause_s
 
 
-def _tell(loop: Any, what: Callable[[], object]) -> bool:
-    """Have the loop call `what`; False when it is closed."""
-    try:
-        loop.call_soon_threadsafe(what)
-    except RuntimeError:
-        return False
-    return True
+class Together(Generic[A]):
+    """Calls about the same thing that have not begun yet are made as one, for all who asked: none of them is late."""
+
+    def __init__(self, pool: Pool, lock: AbstractContextManager[Any]) -> None:
+        self._pool = pool
+        self._lock = lock
+        self._queued: dict[object, list[tuple[A, Inbox, Any]]] = {}
+
+    async def call(self, about: object, mine: A, call: Callable[[list[A]], Sequence[T]]) -> T:
+        """Return what `call`, which gets what each one brought, has for `mine`; it runs in a thread of the pool."""
+        import asyncio
+
+        answer: asyncio.Future[tuple[T | None, BaseException | None]] = asyncio.get_running_loop().create_future()
+        entry = mine, inbox(), answer
+        with self._lock:
+            queued = self._queued.get(about)
+            if queued is None:
+                self._queued[about] = [entry]
+            else:
+                queued.append(entry)
+        if queued is None:
+            context = contextvars.copy_context()
+            self._pool.submit(lambda: context.run(self._run, about, call))
+        result, problem = await answer
+        if problem is not None:
+            raise problem
+        return result  # type: ignore[return-value]
+
+    def _run(self, about: object, call: Callable[[list[A]], Sequence[T]]) -> None:
+        with self._lock:
+            queued = [entry for entry in self._queued.pop(about) if not entry[2].cancelled()]
+        answers: list[tuple[T | None, BaseException | None]]
+        try:
+            answers = [(result, None) for result in call([mine for mine, _, _ in queued])] if queued else []
+        except BaseException as error:
+            answers = [(None, error)] * len(queued)
+        for (_, box, future), came in zip(queued, answers, strict=True):
+            box.put(partial(_answer, future, came))
+
+
+def _answer(future: Any, came: object) -> None:
+    if not future.done():
+        future.set_result(came)
 
 
 def running_loop() -> object | None:
     """The event loop that runs in this thread."""
     asyncio = sys.modules.get("asyncio")
     return None if asyncio is None else asyncio._get_running_loop()
+
+
+class NotAwaitable(TypeError):
+    """A plain function where an async one is expected: a mistake of the program, not a failure of the key."""
+
+
+def awaitable(result: Any, key: str) -> Awaitable[Any]:
+    if hasattr(result, "__await__"):
+        return result  # type: ignore[no-any-return]
+    raise NotAwaitable(f"compute of {key!r} returned {type(result).__name__}, which can't be awaited: make it async")

@@ -128,6 +128,23 @@ def test_both_streams_come_back_in_the_order_in_which_they_came() -> None:
     assert runs() == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere in the order in which it could be read")
+def test_the_order_is_exact_however_fast_the_writes_follow_each_other() -> None:
+    script = "import os, random; r = random.Random(7); [os.write(r.choice([1, 2]), b'%d\\n' % n) for n in range(2000)]"
+    command = [*DIBS, "run", "--", sys.executable, "-c", script]
+    wanted = "".join(f"{number}\n" for number in range(2000))
+    for _ in range(2):
+        assert subprocess.run(command, stdout=-1, stderr=subprocess.STDOUT, check=True).stdout.decode() == wanted
+
+
+def test_nothing_is_lost_of_what_is_printed_too_fast_for_that() -> None:
+    script = "import os; [os.write(1 + n % 2, b'%d\\n' % n) for n in range(40000)]"
+    for _ in range(2):
+        ran = run("--", sys.executable, "-c", script)
+        assert ran.out == "".join(f"{number}\n" for number in range(0, 40000, 2))
+        assert ran.err == "".join(f"{number}\n" for number in range(1, 40000, 2))
+
+
 def test_what_is_printed_can_be_read_while_the_command_runs() -> None:
     Path("go").unlink(missing_ok=True)
     running = Running("--", "sh", "-c", "echo begun; while [ ! -e go ]; do sleep 0.05; done; echo done")

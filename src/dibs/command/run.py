@@ -19,9 +19,10 @@ from dibs.codec import register_codec
 from dibs.command import result as results
 from dibs.command.child import Child, NotStarted
 from dibs.command.job import InputMissing, Job, Part, packed
+from dibs.command.pipes import Pipes
 from dibs.command.restore import Output, restore
 from dibs.command.result import Pieces, Result
-from dibs.command.transcript import Pipes, Transcript, replay
+from dibs.command.transcript import Transcript, replay
 from dibs.command.tree import entries_of, traces
 from dibs.errors import CodecError, ComputeFailed, DibsError, WaitCircle
 from dibs.once import Ask
@@ -150,7 +151,7 @@ class Run:
 
     def _streamed(self, child: Child, transcript: Transcript) -> int:
         """Start the command and pass on what it prints until it ends; its status."""
-        pipes = Pipes()
+        pipes = Pipes(self._runtime)
         stdin = self._job.stdin
         try:
             with child.receiving_signals():
@@ -158,7 +159,7 @@ class Run:
                     os.lseek(stdin.descriptor, 0, os.SEEK_SET)
                 below = subprocess.DEVNULL if stdin is None else stdin.descriptor
                 child.start(below, pipes.stdout, pipes.stderr)
-                pipes.relay(child, transcript, self._runtime)
+                pipes.relay(child, transcript)
                 return child.wait()
         except NotStarted as problem:
             raise NotKept(str(problem), problem.status) from None

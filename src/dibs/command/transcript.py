@@ -1,8 +1,4 @@
-"""What a command prints, on both streams in the order in which it came: passed on at once, kept in a file, said again.
-
-Two pipes are read by one loop, so the order is that in which their chunks could be read: two writes to different
-streams that follow each other within the time it takes to wake up may change places.
-"""
+"""What a command prints, on both streams in the order in which it came: kept in a file, and said again."""
 
 from __future__ import annotations
 
@@ -11,13 +7,11 @@ import os
 import select
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Self
 
 from dibs.errors import CodecError
-from dibs.runtime import Runtime
 
 STDOUT: Final = 1
 STDERR: Final = 2
@@ -26,19 +20,7 @@ TAIL_SIZE: Final = 2_000
 _FRAME: Final = struct.Struct("<BI")
 """A frame is the number of its stream, its length in bytes, and the bytes."""
 _FRAME_SIZE_MAX: Final = 256 * 1024
-_READ_SIZE: Final = 64 * 1024
 _COPY_SIZE: Final = 1024 * 1024
-_LINGER_S: Final = 0.5
-"""How long what is still in the pipes is waited for when the command has ended but left somebody who holds them."""
-_LOOK_EVERY_S: Final = 0.05
-
-
-class Running(Protocol):
-    """As much of a command as its transcript needs."""
-
-    @property
-    def pid(self) -> int: ...
-    def has_ended(self) -> bool: ...
 
 
 class Transcript:
@@ -94,88 +76,6 @@ class Transcript:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-
-
-class Pipes:
-    """Two pipes: a command writes into them, and `relay` reads them until it has ended."""
-
-    def __init__(self) -> None:
-        self._read: dict[int, int] = {}
-        self._write: dict[int, int] = {}
-        for stream in (STDOUT, STDERR):
-            self._read[stream], self._write[stream] = os.pipe()
-            os.set_blocking(self._read[stream], False)
-
-    @property
-    def stdout(self) -> int:
-        """Where the command writes to."""
-        return self._write[STDOUT]
-
-    @property
-    def stderr(self) -> int:
-        return self._write[STDERR]
-
-    def relay(self, command: Running, transcript: Transcript, runtime: Runtime) -> None:
-        """Pass on what the started command prints to our own streams, and write it down, until the command ends."""
-        _close(self._write)
-        ended = _ended(command.pid)
-        give_up_at: float | None = None
-        try:
-            while self._read:  # ends with the streams, or a little after the command
-                poll = select.poll()
-                streams = {descriptor: stream for stream, descriptor in self._read.items()}
-                for descriptor in (*streams, *((ended,) if ended is not None and give_up_at is None else ())):
-                    poll.register(descriptor, select.POLLIN)
-                ready = [descriptor for descriptor, _ in poll.poll(_patience_ms(ended, give_up_at, runtime))]
-                for descriptor in ready:
-                    if descriptor in streams:
-                        self._pass_on(streams[descriptor], transcript)
-                if give_up_at is None and command.has_ended():
-                    give_up_at = runtime.monotonic() + _LINGER_S
-                elif give_up_at is not None and runtime.monotonic() >= give_up_at:
-                    break
-        finally:
-            transcript.flush()
-            if ended is not None:
-                os.close(ended)
-
-    def _pass_on(self, stream: int, transcript: Transcript) -> None:
-        try:
-            chunk = os.read(self._read[stream], _READ_SIZE)
-        except BlockingIOError:
-            return
-        if not chunk:
-            os.close(self._read.pop(stream))
-            return
-        transcript.add(stream, chunk)
-        try:
-            write_all(stream, chunk)
-        except OSError as error:
-            # Our reader has left: the command shall notice it by its next write, as it would without us.
-            os.close(self._read.pop(stream))
-            transcript.gap = f"nobody read what it printed to the end: {error.strerror}"
-
-    def close(self) -> None:
-        _close(self._write)
-        _close(self._read)
-
-
-def _close(descriptors: dict[int, int]) -> None:
-    while descriptors:
-        os.close(descriptors.popitem()[1])
-
-
-def _ended(pid: int) -> int | None:
-    """A descriptor that becomes readable when the process ends; None where the kernel has no such thing."""
-    with suppress(AttributeError, OSError):
-        return os.pidfd_open(pid)
-    return None
-
-
-def _patience_ms(ended: int | None, give_up_at: float | None, runtime: Runtime) -> float | None:
-    if give_up_at is not None:
-        return max(give_up_at - runtime.monotonic(), 0.0) * 1000
-    return None if ended is not None else _LOOK_EVERY_S * 1000
 
 
 def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from dibs.errors import StoreUnavailable
 from dibs.heartbeat import Heartbeat
 from dibs.runtime.system import SystemRuntime
 from tests.fakes import HandRuntime, until
@@ -187,3 +188,73 @@ def test_a_thread_that_cannot_be_started_does_not_end_all_beats(runtime: SystemR
         until(lambda: hold.beats.count >= 2, 1.0)
     finally:
         threading.excepthook = hook
+
+
+def threads_named(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == name]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_closed_scheduler_ends_its_thread_at_once(heartbeat: Heartbeat, held: bool) -> None:
+    # Given a scheduler that rests, with nothing to do for a while
+    before = threads_named("dibs-heartbeat")
+    hold = Hold(beat_s=100.0)
+    heartbeat.add(hold)
+    mine = [thread for thread in threads_named("dibs-heartbeat") if thread not in before]
+    assert len(mine) == 1
+    if not held:
+        heartbeat.remove(hold)
+    # when it is closed, and the last hold is given up
+    wake = heartbeat._wake
+    heartbeat.close(0.0)
+    until(lambda: heartbeat._wake is not wake)
+    heartbeat.remove(hold)
+    # then its thread doesn't linger.
+    mine[0].join(2.0)
+    assert not mine[0].is_alive()
+
+
+def test_a_closed_scheduler_refuses_new_holds_and_says_that_nothing_happened(heartbeat: Heartbeat) -> None:
+    heartbeat.close(0.0)
+    with pytest.raises(StoreUnavailable, match="closed") as caught:
+        heartbeat.expect(BEAT_S)
+    assert caught.value.certain
+
+
+class StandIn:
+    """Writes down what it is asked."""
+
+    def __init__(self, heartbeat: Heartbeat | None = None) -> None:
+        self.asked: list[str] = []
+
+    def start(self, who: int, beat_s: float) -> None:
+        self.asked.append("start")
+
+    def look_after(self) -> None:
+        self.asked.append("look after")
+
+    def rest(self, who: int) -> None:
+        self.asked.append("rest")
+
+
+def test_a_stand_in_is_there_before_a_hold_is_asked_for_and_rests_after_the_last(runtime: SystemRuntime) -> None:
+    stand_in = StandIn()
+    heartbeat = Heartbeat(runtime, stand_in)  # type: ignore[arg-type]
+    heartbeat.expect(100.0)
+    assert stand_in.asked[0] == "start"
+    heartbeat.close(0.0)
+    until(lambda: stand_in.asked.count("look after") >= 4)
+    assert "rest" not in stand_in.asked, "a hold is just being asked for"
+    heartbeat.expected()
+    until(lambda: "rest" in stand_in.asked)
+
+
+def test_a_stand_in_that_cannot_start_leaves_no_hold_expected(runtime: SystemRuntime) -> None:
+    class Interrupted(StandIn):
+        def start(self, who: int, beat_s: float) -> None:
+            raise KeyboardInterrupt
+
+    heartbeat = Heartbeat(runtime, Interrupted())  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        heartbeat.expect(100.0)
+    assert heartbeat._expected == 0

@@ -17,7 +17,7 @@ from dibs.hold import LiveHold, Terms
 from dibs.liveness import silent_after_s, trusted_for_s
 from dibs.names import KEYS, record_name
 from dibs.stores.memory import MemoryStore
-from tests.fakes import Clock, FaultyStore, HandRuntime, in_thread, until
+from tests.fakes import Clock, FaultyStore, HandRuntime, cache_on, in_thread, until
 
 NAME = record_name(KEYS, "key")
 TTL_S = 60.0
@@ -396,3 +396,105 @@ def test_two_threads_that_ask_one_hold_at_once_beat_one_after_the_other(worker: 
         mine = [hold.beat() for _ in range(50)]
     assert all(mine) and all(results[0])
     assert worker.cell().hold.beat == 100
+
+
+@pytest.mark.parametrize("ask", ["beat", "commit", "release"])
+def test_a_callback_that_hears_of_a_healed_record_may_ask_for_that_very_hold(worker: Worker, ask: str) -> None:
+    # Given a hold whose record was damaged, and a callback that gives the hold up
+    hold = worker.hold()
+    worker.memory.swap(NAME, worker.cells.look(NAME, "key").version, b"garbage")
+    heard: list[str] = []
+
+    def callback(event: Event) -> None:
+        heard.append(event.kind)
+        try:
+            hold.release()
+        except LockLost:
+            pass
+
+    worker.cells.events.listen(callback)
+    # when the holder meets the damage
+    what = {"beat": hold.beat, "commit": lambda: hold.commit(worker.value(), 1.0), "release": hold.release}[ask]
+    with in_thread(what, 2.0):
+        pass
+    # then nobody waits for anybody.
+    assert heard[0] == "healed" and worker.cells.events.counts["healed"] == 1
+
+
+def test_what_happens_under_the_mutex_is_told_also_when_the_store_goes_away(worker: Worker) -> None:
+    hold = worker.hold()
+    worker.memory.swap(NAME, worker.cells.look(NAME, "key").version, b"garbage")
+    healed_at: list[int] = []
+
+    def down_after_healing(kind: str, name: str) -> None:
+        if kind == "read" and name == NAME:
+            healed_at.append(worker.store.reads)
+            worker.store.down = len(healed_at) > 1
+
+    worker.store.before = down_after_healing
+    with pytest.raises(StoreUnavailable):
+        hold.release(patience_s=0.0)
+    assert worker.cells.events.counts["healed"] == 1
+
+
+def test_a_hold_that_nobody_can_give_up_any_more_is_complained_about(worker: Worker) -> None:
+    hold = worker.hold()
+    with pytest.warns(ResourceWarning, match=r"'key' was held and nobody can give it up"):
+        del hold
+
+
+@pytest.mark.parametrize("end", ["released", "lost", "child", "never held", "interrupted"])
+def test_a_hold_that_is_over_goes_without_a_complaint(
+    worker: Worker, end: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    if end == "never held":
+        hold = LiveHold(worker.cells, worker.heartbeat, NAME, "key", Terms(TTL_S, 10.0))
+    elif end == "interrupted":
+        worker.heartbeat.add = interrupt  # type: ignore[method-assign]
+        hold = LiveHold(worker.cells, worker.heartbeat, NAME, "key", Terms(TTL_S, 10.0))
+        with pytest.raises(KeyboardInterrupt):
+            hold.acquire(worker.cells.look(NAME, "key"), table.claim)
+    else:
+        hold = worker.hold()
+    if end == "released":
+        hold.release()
+    elif end == "lost":
+        losses()["forgotten"](worker.rival())
+        hold.beat()
+    elif end == "child":
+        worker.runtime.become_a_child()
+    del hold
+    assert not [warning for warning in recwarn if warning.category is ResourceWarning]
+
+
+def test_closing_a_cache_while_its_store_is_down_takes_one_patience_for_all_holds() -> None:
+    runtime = HandRuntime()
+    store = FaultyStore(MemoryStore(runtime))
+    cache = cache_on(store, runtime, ttl_s=TTL_S)
+    locks = [cache.try_lock(f"lock{number}") for number in range(20)]
+    store.down = True
+    began = runtime.monotonic()
+    cache.close()
+    assert runtime.monotonic() - began < 5.0
+    assert not any(lock.held for lock in locks), "and nothing is kept any longer"
+    assert cache._heartbeat.living() == []
+
+
+def test_a_hold_over_its_limit_says_so_when_it_is_checked(worker: Worker) -> None:
+    hold = worker.hold(hold_max_s=100.0)
+    worker.runtime.sleep(200.0)
+    with pytest.raises(LockLost, match="longer than hold_max_s = 100"):
+        hold.check()
+
+
+def test_a_claim_that_certainly_was_not_written_is_not_remembered_as_abandoned(worker: Worker) -> None:
+    def full(kind: str, name: str) -> None:
+        if kind == "swap":
+            raise StoreUnavailable("disk full", certain=True)
+
+    seen = worker.cells.look(NAME, "key")
+    worker.store.before = full
+    hold = LiveHold(worker.cells, worker.heartbeat, NAME, "key", Terms(TTL_S, 10.0))
+    with pytest.raises(StoreUnavailable):
+        hold.acquire(seen, table.claim)
+    assert not worker.cells.is_abandoned(hold.claim)

@@ -98,6 +98,8 @@ class Heartbeat:
         self._wakes_at: float | None = None
         self._closed = False
         self._expected = 0
+        self._newest = 0
+        self._shortest_s = _REST_MAX_S
 
     def expect(self, beat_s: float) -> None:
         """A hold is about to be asked for; `expected` must follow.  Raises StoreUnavailable once closed."""
@@ -110,7 +112,7 @@ class Heartbeat:
         if self.stand_in is not None:
             try:
                 self.stand_in.start(id(self), beat_s)
-                self._wake_by(self._runtime.monotonic() + _REST_MAX_S)  # somebody must look after it
+                self._wake_by(self._runtime.monotonic() + beat_s)  # somebody must look after it
             except BaseException:
                 self.expected()
                 raise
@@ -140,8 +142,13 @@ class Heartbeat:
             if self._closed:
                 raise StoreUnavailable("this cache was closed while the hold was asked for")
             self._holds[hold.serial] = ref(hold)
+            self._newest = hold.serial
+            if hold.beat_s < self._shortest_s:
+                self._shortest_s = hold.beat_s
             if len(self._holds) == 1:
                 self._runtime.keeps(id(self), True)
+            if self._wakes_at is not None and hold.due_at >= self._wakes_at:
+                return
         try:
             self._wake_by(hold.due_at)
         except BaseException:
@@ -184,10 +191,15 @@ class Heartbeat:
             self._wake.set()
 
     def _run(self) -> None:
-        while True:  # ends when there was nothing to keep for a whole rest, or at once when closed
+        idle_s, newest = 0.0, 0
+        while True:  # ends when there was nothing to keep for a whole rest, or soon when it is closed
             wake, rest_s, idle = self._beat_what_is_due()
             woken = wake.wait(_CLOSING_S if self._closed and idle else max(rest_s, 0.001))
-            if idle and (self._closed or not woken):
+            if not idle or woken or newest != self._newest:
+                idle_s, newest = 0.0, self._newest
+            else:
+                idle_s += rest_s
+            if idle_s >= _REST_MAX_S or (self._closed and idle and not woken):
                 with self._lock:
                     if not self._holds and not self._expected:
                         self._wakes_at = None
@@ -211,7 +223,8 @@ class Heartbeat:
                 hold.beating = True
                 hold.due_at = _UNDER_WAY
             waiting = [hold.due_at for hold in holds if not hold.beating]
-            rest_s = min([at - now for at in waiting] + [_REST_MAX_S])
+            # Idle, it rests no longer than the shortest beat so far: the next hold need not wake it.
+            rest_s = min([at - now for at in waiting] + [_REST_MAX_S if holds else self._shortest_s])
             self._wakes_at = now + rest_s
         self._start_beats(due)
         return wake, rest_s, not holds

@@ -80,7 +80,7 @@ class LiveHold:
         self.ended = False
         self.lost_because = ""
         """Why this hold is lost; empty while it is not."""
-        self._unsaid = Unsaid()
+        self._unsaid: Unsaid | None = None
         # Beats, commit and release of one hold never overlap: each goes out from the last confirmed version.
         self._mutex = runtime.lock()
         self._seen: Seen
@@ -270,15 +270,16 @@ class LiveHold:
 
     def _tell(self) -> None:
         """Emit what happened under the mutex: a callback may ask, or give up, the hold that it hears about."""
-        self._unsaid.tell(self._cells.events)
+        if self._unsaid is not None:
+            self._unsaid.tell(self._cells.events)
 
     def _say(self, kind: Kind, detail: str) -> None:
-        self._unsaid.emit(kind, self.key, self.generation, self.epoch, detail=detail)
+        self._quiet().events.emit(kind, self.key, self.generation, self.epoch, detail=detail)
 
     def _quiet(self) -> Cells:
         """The cells, for use under the mutex: what they have to say is told afterwards."""
         cells = copy(self._cells)
-        cells.events = self._unsaid
+        cells.events = self._unsaid = self._unsaid or Unsaid()
         return cells
 
     def _beaten(self, cell: Cell) -> Cell:

@@ -26,6 +26,8 @@ from dibs.store import Store
 
 START_S: Final = 5.0
 """How long a start may take on a busy machine: who could need the helper sooner waits for it."""
+LOOK_S: Final = 1.0
+"""How often a process that asks for many short holds looks whether its helper is still there."""
 STEADY_S: Final = 60.0
 """A helper that has lived so long was started well; others are replaced more and more slowly."""
 
@@ -79,7 +81,7 @@ class Beater:
         self._started = 0
         self._started_at = 0.0
         self._failures = 0
-        self._not_before = 0.0
+        self._not_before = self._look_at = 0.0
         self._complaint = ""
         self._starter: subprocess.Popen[bytes] | None = None
         self._full_said = False
@@ -87,7 +89,8 @@ class Beater:
     def start(self, who: int, beat_s: float) -> None:
         """See that there is a helper; wait for it only if it could come too late for a hold with such a beat."""
         self._users.add(who)
-        self.look_after()
+        if self._connection is None or self._runtime.monotonic() >= self._look_at:
+            self.look_after()
         if LATE_PER_BEAT * beat_s < START_S:
             give_up_at = self._runtime.monotonic() + START_S
             while self._starting() and self._runtime.monotonic() < give_up_at:
@@ -125,7 +128,7 @@ class Beater:
 
     def look_after(self) -> None:
         """Notice when the helper has ended, say so, and start another one."""
-        connection = self._connection
+        connection, self._look_at = self._connection, self._runtime.monotonic() + LOOK_S
         if connection is None:
             self._replace(None)
             return

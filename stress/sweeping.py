@@ -189,7 +189,7 @@ def kill_during_upload(
                 process.join(10)
             assert cache.get("key") is None and not list(cache._store.scan_blobs("values/"))
             after = sweep(cache._cells, cache._store)
-            assert after.leftovers == 1 and after.leftovers_bytes > size_bytes // 4, after
+            assert after.leftovers == 1, after
             freed += after.leftovers_bytes
             again = sweep(cache._cells, cache._store, grace_s=0.0)
             assert not again.freed_bytes and not again.waiting, again

@@ -29,6 +29,7 @@ from stress.once import compute_once
 from stress.pauses import RIVALS, stop_a_lock_holder, stop_a_worker
 from stress.requests import count_requests
 from stress.sweeping import evict_while_working, kill_during_upload, sweep_while_working
+from stress.tasks import compute_in_tasks
 
 BUCKET = "dibs-stress"
 
@@ -129,6 +130,8 @@ def _scenarios(server: Callable[[str], Server], share: float) -> dict[str, Calla
         "fresh locks": lambda: one_owner(local(), folder(), some(2000), 8, stale=False),
         "clocks behind": lambda: skewed_clocks(local(), folder(), 2.0, 600, 0),
         "clocks ahead": lambda: skewed_clocks(local(), folder(), 2.0, 0, 600),
+        "tasks local": lambda: compute_in_tasks(local(), folder(), tasks=some(2000)),
+        "tasks s3": lambda: compute_in_tasks(s3(), folder(), 4, some(500), 50, ttl_s=30.0),
         "requests": lambda: count_requests(server("ministack"), BUCKET),
         "sweep local": lambda: sweep_while_working(local(), folder(), 8, some(60)),
         "sweep s3": lambda: sweep_while_working(s3(), folder(), 4, some(60)),

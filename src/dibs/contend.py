@@ -42,7 +42,8 @@ _THREADS_REMOTE: Final = 8
 holds_of_flow: ContextVar[tuple[ref[LiveHold], ...]] = ContextVar("holds_of_flow", default=())
 """What the running flow (thread or task) holds, outermost first; a new task inherits what it was started under.
 
-Weak: a lock that the program lost track of must not be kept by the thread that took it.
+To wait for that is a circle: nobody can see whether the parent awaits the task, and most do.  Weak: a lock that the
+program lost track of must not be kept by the thread that took it.
 """
 
 

@@ -9,7 +9,7 @@ from typing import Self
 from dibs.cell import Cell
 from dibs.cells import Seen
 from dibs.contend import Contender, Settled, enter, leave
-from dibs.errors import DibsError, LockLost, WaitTimeout
+from dibs.errors import DibsError, LockLost, WaitCircle, WaitTimeout
 from dibs.hold import LiveHold, Terms
 from dibs.names import LOCKS, record_name
 from dibs.runtime import Event
@@ -24,6 +24,10 @@ class Lock:
     two workers ever run in the block at once: a worker that is paused for longer than its ttl goes on for a moment
     before it can know.  Ask `check` before each step that matters, or hand `generation` to a resource that refuses
     smaller ones (Kleppmann, "How to do distributed locking", 2016).
+
+    A task that is started in the block inherits what its parent holds: if it asks for the same lock that is a
+    WaitCircle, also with `reentrant`, because a parent that awaits it would wait for ever.  Start a task that may wait
+    with a context of its own: `loop.create_task(…, context=contextvars.Context())`.
     """
 
     def __init__(
@@ -157,13 +161,23 @@ class Lock:
             return self
         if self._shares():
             return self
-        self._enter(await walk(self._contender.pool, self._contending(), _give_back))
+        try:
+            got = await walk(self._contender.pool, self._contending(), _give_back)
+        except WaitCircle as circle:
+            if any(hold.name == record_name(LOCKS, self.name) for hold in self._contender.own_holds()):
+                circle.add_note(
+                    f"{self.name!r} is held by this task, or by the one that started it: start a task that its parent "
+                    "doesn't wait for with context=contextvars.Context()"
+                )
+            raise
+        self._enter(got)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        leave(self._hold)
+        if not self._shared:
+            leave(self._hold)  # in this task's context, not in that of a thread
         if kind is GeneratorExit:  # the loop is gone, and nothing can be awaited
             self._contender.pool.submit(lambda: self.__exit__(kind, error, trace))
         else:

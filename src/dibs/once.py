@@ -135,7 +135,7 @@ class Once:
         for _ in range(_ROUNDS_MAX):
             flight = None if alone or ask.stale_ok else self._flights.open(caller.name)
             if flight is None:
-                about = caller.name, ask.recompute
+                about = caller.name, ask.recompute, ask.stale_ok
                 found = await self._looks.call(about, caller, lambda callers: self._at_hand(callers, ask))
                 if found is not None or alone:
                     return found
@@ -156,10 +156,11 @@ class Once:
         """For each of those who ask for one key now: the value in a tuple of its own, if there is one to be had."""
         name, key = callers[0].name, callers[0].key
         seen = self._cells.look(name, key)
+        wanted = self._wanted(seen, ask) if ask.stale_ok else self._values.fresh
         answers = []
         for caller in callers:
             caller.seen = seen
-            found = None if ask.recompute else self._values.load(name, seen, self._values.fresh)
+            found = None if ask.recompute else self._values.load(name, seen, wanted)
             answers.append(found)
             if found is not None:
                 self._hit(seen)

@@ -680,6 +680,60 @@ def test_no_record_outgrows_its_limit(fleet: Fleet) -> None:
     assert max(len(kept.data) for kept in fleet.memory._records.values()) <= RECORD_SIZE_MAX
 
 
+def test_ingredients_are_asked_for_once_and_only_when_a_value_is_published(fleet: Fleet) -> None:
+    ingredients = Counted(b'{"source": ["ab", "def f"]}')
+    ask = Ask(ingredients=ingredients)
+    with pytest.raises(ValueError, match="planned"):
+        fleet.cache._once.get_or_compute("key", Counted("", ValueError("planned")), ask)
+    assert ingredients.calls == 0
+    for cache in (fleet.cache, fleet.another()):
+        assert cache._once.get_or_compute("key", Counted(), ask) == "value"
+    assert ingredients.calls == 1
+    assert fleet.cell().value.ingredients == b'{"source": ["ab", "def f"]}'
+
+
+@pytest.mark.parametrize("count", [2_000, 300_000], ids=["shared in memory", "loaded from the store"])
+def test_a_follower_gets_what_was_published_although_the_leaders_caller_changes_it_at_once(
+    threads: Cache, count: int
+) -> None:
+    # Given a leader whose caller fills the array that it got with other numbers as soon as it has it
+    import numpy
+
+    computing, go_on = threading.Event(), threading.Event()
+
+    def compute() -> Any:
+        computing.set()
+        go_on.wait(10.0)
+        return numpy.zeros(count)
+
+    def lead() -> None:
+        threads.get_or_compute("key", compute).fill(7.0)
+
+    with in_thread(lead), in_thread(lambda: threads.get_or_compute("key", compute)) as followed:
+        assert computing.wait(10.0)
+        until(lambda: threads.stats().misses == 2)
+        threading.Event().wait(0.05)
+        go_on.set()
+    # then its followers get the zeros that were published.
+    assert not followed[0].any() and threads.stats().computed == 1
+
+
+def test_a_stale_ok_reader_of_the_same_process_does_not_wait_for_the_recomputation(threads: Cache) -> None:
+    threads.put("key", "old")
+    computing, go_on = threading.Event(), threading.Event()
+
+    def compute() -> str:
+        computing.set()
+        go_on.wait(10.0)
+        return "new"
+
+    with in_thread(lambda: threads.recompute("key", compute)) as results:
+        assert computing.wait(10.0)
+        assert threads.get_or_compute("key", Counted("never"), stale_ok=True) == "old"
+        go_on.set()
+    assert results == ["new"]
+
+
 # -- the block form ----------------------------------------------------------------------------------------------
 
 

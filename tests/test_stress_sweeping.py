@@ -9,7 +9,7 @@ import pytest
 
 from dibs.stores.s3 import S3Store
 from dibs.testing.servers import Server
-from stress.sweeping import evict_while_working, sweep_while_working
+from stress.sweeping import evict_while_working, kill_during_upload, sweep_while_working
 
 
 @pytest.fixture(autouse=True)
@@ -38,3 +38,13 @@ def test_nothing_is_lost_in_a_bucket_either(
 ) -> None:
     told = sweep_while_working(s3_store(ministack_server).url, str(tmp_path), 2, seconds=4.0, sweepers=1)
     assert told["blobs swept"] > 5
+
+
+def test_a_worker_that_is_killed_while_it_uploads_leaves_nothing_that_a_sweep_does_not_remove(tmp_path: Path) -> None:
+    kill_during_upload(str(tmp_path / "cache"), str(tmp_path), kills=1)
+
+
+def test_so_it_is_in_a_bucket(
+    tmp_path: Path, ministack_server: Server, s3_store: Callable[..., S3Store]
+) -> None:
+    kill_during_upload(s3_store(ministack_server).url, str(tmp_path), kills=1)

@@ -205,6 +205,36 @@ MUTANTS: Final = (
         "if not holder.boot:",
         "pytest tests/test_runtime_beacons.py",
     ),
+    Mutant(
+        "helper-beats-for-a-stopped-holder", NO_HANGS, "beater/beating.py",
+        "or now >= notice.over_at or self._holder.paused()",
+        "or now >= notice.over_at",
+        "pytest tests/test_beater.py -k prolongs",
+    ),
+    Mutant(
+        "helper-outlives-its-holder", NO_HANGS, "beater/beating.py",
+        "if self._holder.pidfd in woken or self._dismissed(woken) or self._holder.gone():",
+        "if self._dismissed(woken):",
+        "pytest tests/test_beater.py -k ends_with",
+    ),
+    Mutant(
+        "helper-beats-without-the-claim", NO_HANGS, "beater/beating.py",
+        "not table.holds(seen.cell, watched.claim)",
+        "seen.cell.hold is None",
+        "pytest tests/test_beater.py -k never_touches",
+    ),
+    Mutant(
+        "helper-undoes-what-others-changed", ONE_STEP, "beater/beating.py",
+        "watched.clean and before is not None and _but_hold(cell) == _but_hold(before.cell)",
+        "True",
+        "pytest tests/test_beater.py -k undone",
+    ),
+    Mutant(
+        "helper-counts-from-the-answer", SILENCE, "beater/beating.py",
+        "            watched.beaten_at = marks[0]\n",
+        "            marks = self._runtime.elapsed_marks()\n            watched.beaten_at = marks[0]\n",
+        "pytest tests/test_beater.py -k deadline",
+    ),
     # --- forks ---
     Mutant(
         "child-releases-for-its-parent", FORKS, "hold.py",

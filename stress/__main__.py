@@ -24,6 +24,7 @@ from stress.fleet import METHODS
 from stress.full_disk import full_disk
 from stress.gil import keep_the_interpreter
 from stress.kills import kill_on_another_host, kill_the_holder, poll_by_fresh_processes
+from stress.large import break_connections, damage_mapped, store_and_load
 from stress.locks import count_under_lock, one_owner
 from stress.once import compute_once
 from stress.pauses import RIVALS, stop_a_lock_holder, stop_a_worker
@@ -132,6 +133,10 @@ def _scenarios(server: Callable[[str], Server], share: float) -> dict[str, Calla
         "clocks ahead": lambda: skewed_clocks(local(), folder(), 2.0, 0, 600),
         "tasks local": lambda: compute_in_tasks(local(), folder(), tasks=some(2000)),
         "tasks s3": lambda: compute_in_tasks(s3(), folder(), 4, some(500), 50, ttl_s=30.0),
+        "large local": lambda: store_and_load(local(), folder(), some(1024)),
+        "large s3": lambda: store_and_load(s3(), folder(), some(1024)),
+        "large broken s3": lambda: break_connections(server("ministack"), BUCKET, some(20)),
+        "large damage": lambda: damage_mapped(folder(), some(300)),
         "requests": lambda: count_requests(server("ministack"), BUCKET),
         "sweep local": lambda: sweep_while_working(local(), folder(), 8, some(60)),
         "sweep s3": lambda: sweep_while_working(s3(), folder(), 4, some(60)),

@@ -92,9 +92,9 @@ def _values(chunks: list[Any], kind: Any, walk: Walk) -> tuple[bytes, ...]:
     if wide is not None:
         return _texts([chunk.cast(wide) if chunk.type != wide else chunk for chunk in chunks])
     if types.is_struct(kind):
-        parts = []
+        parts, flat = [], [chunk.flatten() for chunk in chunks]
         for number, field in enumerate(kind):
-            parts += [_field(field), *values([chunk.flatten()[number] for chunk in chunks], field.type, walk)]
+            parts += [_field(field), *values([children[number] for children in flat], field.type, walk)]
         return tuple(parts)
     if types.is_fixed_size_list(kind):
         return values([chunk.flatten() for chunk in chunks], kind.value_type, walk)

@@ -55,9 +55,8 @@ def find(kind: type, value: Any) -> Encoder:
             return _by_key(kind, _registered[base])
     if issubclass(kind, File):
         return encode_file
-    own_key = getattr(kind, "__dibs_key__", None)
-    if own_key is not None:
-        return _by_key(kind, own_key)
+    if getattr(kind, "__dibs_key__", None) is not None:
+        return _by_key(kind, lambda value: value.__dibs_key__())
     if issubclass(kind, enum.Enum):
         return _enum(kind)
     for base in kind.__mro__:
@@ -81,8 +80,12 @@ def _by_key(kind: type, state_of: Callable[[Any], object]) -> Encoder:
 
     def encode(value: Any, walk: Walk) -> bytes:
         if own and walk.met is not None:
-            walk.met[kind] = None
-        return b"k" + name + walk.attribute(state_of(value), ".__dibs_key__()")
+            walk.met[type(value)] = None
+        cycles = walk.cycles
+        encoded = walk.attribute(state_of(value), ".__dibs_key__()")
+        if walk.cycles != cycles:
+            raise Refused(value, "its __dibs_key__ leads back to itself", "return what it is made of")
+        return b"k" + name + encoded
 
     return encode
 
@@ -93,7 +96,7 @@ def _enum(kind: type[enum.Enum]) -> Encoder:
 
     def encode(value: Any, walk: Walk) -> bytes:
         if own and walk.met is not None:
-            walk.met[kind] = None
+            walk.met[type(value)] = None
         # A combination of flags has no name of its own.
         return b"e" + name + walk.attribute(value.value if is_flag else value.name, ".value")
 

@@ -43,7 +43,7 @@ def _main_name() -> str:
 def full_name(obj: Any) -> str:
     """`module:qualified.name`; for classes of the standard library and of data packages, the public module."""
     module = module_name(obj)
-    qualname: str = getattr(obj, "__qualname__", None) or getattr(obj, "__name__", "")
+    qualname: str = getattr(obj, "__qualname__", "") or getattr(obj, "__name__", "")
     if "." in module and not is_own(obj) and "." not in qualname:
         # DataFrame lives in pandas.core.frame today; who uses it calls it pandas.DataFrame.
         prefix = ""

@@ -64,7 +64,7 @@ def with_attributes(kind: type, content: Encoder | None = None) -> Encoder:
 
     def encode(value: Any, walk: Walk) -> bytes:
         if own and walk.met is not None:
-            walk.met[kind] = None
+            walk.met[type(value)] = None
         try:
             state = dict(object.__getattribute__(value, "__dict__"))
         except AttributeError:
@@ -113,13 +113,16 @@ def _encode_reduced(value: Any, walk: Walk) -> bytes:
     kind = type(value)
     if walk.met is not None and is_own(kind):
         walk.met[kind] = None
+    if walk.checking:
+        return _taken_apart(value, walk)
     cycles = walk.cycles
+    walk.checking = True  # the check of the whole covers its parts
     encoded = _taken_apart(value, walk)
-    if not walk.checking:
-        if walk.cycles == cycles:
-            _check(value, encoded, walk)
-        else:  # back-references may lead out of the value; alone, it has none of those
-            _check(value, _taken_apart(value, Walk(walk.code_of, checking=True)), walk)
+    walk.checking = False
+    alone = encoded
+    if walk.cycles != cycles:  # back-references may lead out of the value; alone, it has none of those
+        alone = _taken_apart(value, Walk(walk.code_of, checking=True))
+    _check(value, alone, walk)
     return encoded
 
 

@@ -41,14 +41,14 @@ def find(kind: type, value: Any) -> Encoder | None:
 def _with_metadata(kind: type, content: Encoder) -> Encoder:
     """Subclasses such as GeoDataFrame: their class and the attributes that they declare."""
 
-    own = is_own(kind)
+    own, name = is_own(kind), _str(full_name(kind))
 
     def encode(value: Any, walk: Walk) -> bytes:
         if own and walk.met is not None:
-            walk.met[kind] = None
-        declared = {name: getattr(value, name, None) for name in value._metadata if name != "_name"}
+            walk.met[type(value)] = None
+        declared = {each: getattr(value, each, None) for each in value._metadata if each != "_name"}
         state = b"d" + walk.mapping(declared, ".{}".format)
-        return walk.known(b"pandas.subclass", _str(full_name(kind)), content(value, walk), state)
+        return walk.known(b"pandas.subclass", name, content(value, walk), state)
 
     return encode
 

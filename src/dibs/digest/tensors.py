@@ -9,7 +9,6 @@ import torch
 
 from dibs.digest import objects
 from dibs.digest.arrays import content
-from dibs.digest.hashing import shrunk, text
 from dibs.digest.naming import full_name, is_own
 from dibs.digest.refusal import Refused
 from dibs.digest.walk import SCALARS, Encoder, Walk
@@ -93,11 +92,11 @@ def _module(value: Any, walk: Walk) -> bytes:
         if name not in ("training", "_parameters", "_buffers") and _same(state.get(name), unused):
             state.pop(name, None)
     parts = [
-        shrunk(b"t" + walk.sequence(order)),
-        shrunk(b"l" + _named(submodules, walk)),
-        shrunk(b"d" + walk.mapping(state, ".{}".format)),
+        b"t" + walk.sequence(order),
+        b"l" + _named(submodules, walk),
+        b"d" + walk.mapping(state, ".{}".format),
     ]
-    return b"".join((b"x", text("torch.Module"), text(full_name(kind)), *parts))
+    return walk.known(b"torch.Module", _str(full_name(kind)), *parts)
 
 
 def _named(submodules: Any, walk: Walk) -> bytes:

@@ -74,8 +74,8 @@ SCALARS: Final[dict[type, Callable[[Any], bytes]]] = {
     int: _int,
     float: _float,
     str: _str,
-    bool: lambda value: b"T" if value else b"F",
-    type(None): lambda value: b"N",
+    bool: {True: b"T", False: b"F"}.__getitem__,
+    type(None): {None: b"N"}.__getitem__,
     bytes: _bytes,
     bytearray: _bytearray,
     complex: _complex,
@@ -156,15 +156,19 @@ class Walk:
         self._depth = depth + 1
         if kind is dict:
             encoded = b"d" + self.mapping(value)
+            worth_keeping = False
         elif kind is list:
             encoded = b"l" + self.sequence(value)
+            worth_keeping = False
         else:
             encoded = (ENCODERS.get(kind) or RESOLVED.get(kind) or _find(kind, value))(value, self)
+            worth_keeping = encoded[-33:-32] == b"#"  # the digest of a large array, perhaps
         self._depth = depth
         if len(encoded) > SIZE_MAX:
             encoded = shrunk(encoded)
+            worth_keeping = True
         # What holds a back-reference reads differently elsewhere; what is short is encoded again as fast.
-        if encoded[-33:-32] == b"#" and self.cycles == cycles:
+        if worth_keeping and self.cycles == cycles:
             seen[key] = (value, encoded)
         else:
             del seen[key]
@@ -185,15 +189,13 @@ class Walk:
                 if packed is not None:
                     return packed
         pieces = [number(len(items)), b"v"]
-        append, scalars, encode = pieces.append, SCALARS, self.encode
-        item = None
+        append, scalar_of, encode = pieces.append, SCALARS.get, self.encode
         try:
             for item in items:
-                scalar = scalars.get(type(item))
+                scalar = scalar_of(type(item))
                 append(encode(item) if scalar is None else scalar(item))
         except Refused as refused:
-            index = next(index for index, other in enumerate(items) if other is item)
-            raise refused.within(f"[{index}]") from refused.__cause__
+            raise refused.within(f"[{len(pieces) - 2}]") from refused.__cause__
         return b"".join(pieces)
 
     def mapping(self, value: Mapping[Any, Any], path: Callable[[Any], str] | None = None) -> bytes:

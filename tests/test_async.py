@@ -210,18 +210,27 @@ def test_entering_twice_in_one_task_is_a_circle_and_not_a_hang(cache: Cache) -> 
     assert holder_of(cache, "name") is None
 
 
-@pytest.mark.parametrize("form", ["lock", "once"])
-def test_a_task_that_is_cancelled_at_the_moment_of_the_answer_never_keeps_it(cache: Cache, form: str) -> None:
+@pytest.mark.parametrize("cancelled", ["before", "after"])
+@pytest.mark.parametrize("form", ["lock", "once", "key"])
+def test_a_task_that_is_cancelled_at_the_moment_of_the_answer_never_keeps_it(
+    cache: Cache, form: str, cancelled: str
+) -> None:
+    async def compute() -> None:
+        raise AssertionError("it was cancelled before")
+
     async def worker() -> None:
+        if form == "key":
+            await asked(cache, "x", compute)
         async with cache.lock("x") if form == "lock" else cache.once("x"):
-            raise AssertionError("it was cancelled before")
+            await compute()
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         send = loop.call_soon_threadsafe
 
         def send_and_cancel(what: Any, *arguments: Any, **options: Any) -> Any:
-            return send(lambda: (what(*arguments), task.cancel()))
+            steps = [lambda: what(*arguments), task.cancel]
+            return send(lambda: [step() for step in (steps if cancelled == "after" else steps[::-1])])
 
         loop.call_soon_threadsafe = send_and_cancel  # type: ignore[method-assign]
         task = loop.create_task(worker(), context=Context())
@@ -359,6 +368,26 @@ def test_hundreds_of_waiting_tasks_take_a_few_threads_and_the_loop_goes_on(tmp_p
         most, ticks, results = run(main())
         assert most <= 8, "a heartbeat, a listener, and the pool"
         assert ticks == 40 and set(results) == {"value"}
+
+
+def test_where_nothing_tells_of_changes_a_task_asks_now_and_then_but_not_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SystemRuntime, "_shared_inotify", lambda runtime: None)
+    with dibs.open(str(tmp_path), allow_pickle=True) as cache, dibs.open(str(tmp_path), allow_pickle=True) as holder:
+        looked = []
+        look_again = cache._cells.look_again
+        cache._cells.look_again = lambda *about: (looked.append(1), look_again(*about))[1]  # type: ignore[method-assign]
+
+        async def main() -> Any:
+            with Elsewhere(holder.once("x")) as slot:
+                task = asyncio.create_task(asked(cache, "x", None))
+                await asyncio.sleep(0.4)
+                assert len(looked) < 6 and not task.done()
+                slot.commit("value")
+            return await task
+
+        assert run(main()) == "value"
 
 
 def test_a_task_joins_the_flight_of_a_thread_and_a_thread_that_of_a_task(cache: Cache) -> None:

@@ -473,7 +473,8 @@ def test_xargs_runs_each_distinct_command_once() -> None:
     script = "echo $1 >> runs; sleep 0.2; echo result of $1 | tee out.$1"
     command = ["xargs", "-P", "8", "-I", "{}", *DIBS, "run", "--out", "out.{}", "--", "sh", "-c", script, "sh", "{}"]
     with open("lines") as lines:
-        ran = subprocess.run(command, stdin=lines, stdout=-1, check=True, text=True)
+        ran = subprocess.run(command, stdin=lines, stdout=-1, stderr=-1, check=True, text=True)
+    assert ran.stderr == ""
     assert sorted(Path("runs").read_text().split()) == ["0", "1", "2", "3"]
     assert sorted(ran.stdout.splitlines()) == sorted(f"result of {number % 4}" for number in range(16))
     assert [Path(f"out.{number}").read_text() for number in range(4)] == [f"result of {n}\n" for n in range(4)]

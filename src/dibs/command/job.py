@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from dibs.digest import File, digest_of
-from dibs.errors import DibsError, SettingsError
+from dibs.errors import DibsError, SettingsError, Undigestible
 
 Ingredients = dict[str, tuple[str, str]]
 """Label -> (first 16 digits of its digest, a preview for people)."""
@@ -132,11 +132,13 @@ def _part(kind: str, name: str, content: object, preview: str) -> Part:
 
 def _input(path: str) -> Part:
     try:
-        digest = digest_of(File(path))
         preview = "a directory" if os.path.isdir(path) else size_words(os.stat(path).st_size)
+        return Part("in", path, digest_of(File(path)), preview)
     except OSError as error:
         raise InputMissing(f"--in {path}: {error.strerror}") from error
-    return Part("in", path, digest, preview)
+    except Undigestible as error:
+        reason = str(error).partition(" Remedies:")[0]  # they are those of an argument of a function
+        raise InputMissing(f"--in {path}: {reason}") from error
 
 
 def size_words(size_bytes: int) -> str:

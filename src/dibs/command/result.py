@@ -16,6 +16,7 @@ from dibs.command.restore import Output
 from dibs.command.transcript import Transcript
 from dibs.command.tree import PERMISSIONS, Content, Entry, Stored
 from dibs.errors import CodecError
+from dibs.once import SHARED_SIZE_MAX
 
 CODEC: Final = "outputs"
 _MAGIC: Final = b"dibs outputs 1\n"
@@ -44,15 +45,23 @@ class Result:
 
 
 class Pieces:
-    """The bytes of a result; files are read whenever it is walked."""
+    """The bytes of a result.  Few of them are read at once; else files are read whenever they are walked.
+
+    Once a result is published, those who waited for it touch the outputs: so what is small enough to be given to
+    other threads as it stands must not be read again.
+    """
 
     def __init__(self, result: Result) -> None:
         index = json.dumps(_index(result), separators=(",", ":"), sort_keys=True).encode()
         self._head = _MAGIC + _LENGTH.pack(len(index)) + index
         self._result = result
         self.size_bytes = len(self._head) + result.said.size_bytes + result.size_bytes
+        self._whole = b"".join(self._walk()) if self.size_bytes <= SHARED_SIZE_MAX else None
 
     def __iter__(self) -> Iterator[bytes | memoryview]:
+        return iter((self._whole,)) if self._whole is not None else self._walk()
+
+    def _walk(self) -> Iterator[bytes | memoryview]:
         yield self._head
         yield from self._result.said.chunks()
         for content in _contents(self._result.outputs):

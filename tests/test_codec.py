@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import enum
 import math
 import pickle
 import threading
@@ -74,11 +75,6 @@ def test_what_json_can_say_comes_back_with_its_types_and_in_its_order(value: Any
     assert same(there_and_back(value, REFUSING), value)
 
 
-@pytest.mark.parametrize("value", [["\ud83d\ude00"], {"\ud83d\ude00": 1, "😀": 2}])
-def test_two_lone_surrogates_inside_a_list_or_a_dict_stay_two(value: Any) -> None:
-    assert same(there_and_back(value), value)
-
-
 class Text(str):
     __slots__ = ()
 
@@ -87,17 +83,38 @@ class Number(int):
     pass
 
 
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+class Flag(enum.Flag):
+    A = 1
+
+
 Point = collections.namedtuple("Point", "x y")
 
-OTHERS = [
-    (1, 2), [(1,)], {1: "int key"}, {None: 1}, {("a",): 1}, {1, 2}, frozenset([1]), Text("sub"), Number(3), 1 + 2j,
-    bytearray(b"x"), [b"bytes"], Point(1, 2), collections.OrderedDict(a=1), {"a": {"b": (1,)}}, 2**20_000, range(3),
+TAGGED = [
+    (1, 2), [(1,)], {1: "int key"}, {None: 1}, {("a",): 1}, {1, 2}, frozenset([1]), 1 + 2j, [b"bytes"],
+    [bytearray(b"x")], {"a": {"b": (1,)}}, 2**20_000, range(3), {"$tuple": [(1,)]}, {"": (), "$": 2},
+    numpy.longlong(3), numpy.str_("a\0"), numpy.bytes_(b"a\0"), numpy.datetime64("2020-01-01", "25s"), numpy.longdouble(1) / 3,
     numpy.float64(1.5), numpy.int64(3), [numpy.float64(1.5)], {"a": numpy.bool_(True)}, ValueError("x").args,
+    ["\ud83d\ude00"], {"\ud83d\ude00": 1, "😀": 2},
+]  # fmt: skip
+
+OTHERS = [
+    Text("sub"), Number(3), Point(1, 2), collections.OrderedDict(a=1), collections.defaultdict(list, a=[1]),
+    Level.HIGH, Flag.A, [Text("sub")], {"a": Number(3)}, {Text("key"): 1},
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("value", TAGGED, ids=lambda value: f"{type(value).__name__}")
+def test_what_json_would_change_is_tagged_and_comes_back_with_its_types_without_a_pickle(value: Any) -> None:
+    assert REFUSING.encode(value).codec == "tagged-json"
+    assert same(there_and_back(value, REFUSING), value)
+
+
 @pytest.mark.parametrize("value", OTHERS, ids=lambda value: type(value).__name__)
-def test_what_json_would_change_goes_to_pickle_and_comes_back_equal_in_type(value: Any) -> None:
+def test_what_no_safe_codec_gives_back_exactly_goes_to_pickle_and_comes_back_equal_in_type(value: Any) -> None:
     assert CODEC.encode(value).codec == "pickle"
     assert same(there_and_back(value), value)
 

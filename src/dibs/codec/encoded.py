@@ -32,8 +32,36 @@ class Encoded(NamedTuple):
         return b"".join(pieces)
 
 
+def whole(codec: str, data: bytes) -> Encoded:
+    return Encoded(codec, (data,), len(data))
+
+
+def in_pieces(codec: str, pieces: Iterable[Piece]) -> Encoded:
+    """An encoded value of pieces that are all there already."""
+    kept = tuple(pieces)
+    return Encoded(codec, kept, sum(map(len, kept)))
+
+
+def as_piece(buffer: object) -> memoryview:
+    """The bytes of any contiguous buffer, not copied."""
+    view = memoryview(buffer)  # type: ignore[arg-type]
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
+
+
+def writable(data: Piece) -> memoryview:
+    """The same bytes in memory that the decoded value may own: the view itself, or a copy of immutable bytes."""
+    view = memoryview(data)
+    return memoryview(bytearray(view)) if view.readonly else view
+
+
+def module_root(kind: type) -> str:
+    """The package that defines a type; where a value of it is at hand, that package has been imported."""
+    module = kind.__module__
+    return module.partition(".")[0] if isinstance(module, str) else ""
+
+
 class Hasher:
-    """Digest of a stream of pieces: feed it, then ask for 32 hexadecimal digits."""
+    """Digest of a stream of pieces: feed it, then ask for 32 hexadecimal digits. Large pieces use all cores."""
 
     def __init__(self) -> None:
         self._blake3 = blake3(max_threads=blake3.AUTO)

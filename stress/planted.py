@@ -276,8 +276,8 @@ MUTANTS: Final = (
     ),
     Mutant(
         "pickle-loaded-where-refused", NOBODY_GETS_IN, "codec/__init__.py",
-        'if codec == "pickle" and self._pickle_refused is not None:',
-        "if False:",
+        '            self._refuse_unsafe("the stored value is a pickle")\n',
+        "",
         "pytest tests/test_codec.py",
     ),
     Mutant(

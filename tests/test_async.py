@@ -266,6 +266,21 @@ def test_a_task_enters_a_reentrant_lock_again_and_no_other_task_of_its_thread_do
     assert isinstance(own, WaitTimeout)
 
 
+def test_one_lock_object_serves_one_task_at_a_time(cache: Cache) -> None:
+    lock = cache.lock("name")
+
+    async def take() -> None:
+        async with lock:
+            await asyncio.sleep(0.01)
+
+    async def main() -> list[Any]:
+        return await asyncio.gather(take(), take(), return_exceptions=True)
+
+    taken, refused = run(main())
+    assert taken is None and isinstance(refused, RuntimeError) and "in use" in str(refused)
+    assert holder_of(cache, "name") is None
+
+
 # -- computing once ----------------------------------------------------------------------------------------------
 
 

@@ -36,7 +36,7 @@ _OUTAGES_TTL: Final = 5
 _OUTAGE_MIN_S: Final = 60.0
 _PATIENCE_MIN_S: Final = 1.0
 """Even who won't wait finds out what became of a request that was not answered."""
-_THREADS_LOCAL: Final = 4
+_THREADS_LOCAL: Final = 3
 _THREADS_REMOTE: Final = 8
 
 holds_of_flow: ContextVar[tuple[ref[LiveHold], ...]] = ContextVar("holds_of_flow", default=())

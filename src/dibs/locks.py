@@ -41,7 +41,7 @@ class Lock:
         self._hold: LiveHold | None = None
         self._shared = False
         self._generation = 0
-        self._tried = False
+        self._entering = self._tried = False
 
     def acquire(self) -> Self:
         """Take the lock; raises WaitTimeout when somebody else keeps it for longer than `wait_s`.
@@ -52,6 +52,7 @@ class Lock:
         if self._shares():
             return self
         holds: list[LiveHold] = []
+        self._entering = True
         try:
             self._enter(drive(self._contender.runtime, self._contending(holds.append)))
         except BaseException:
@@ -59,6 +60,8 @@ class Lock:
             for hold in holds:
                 hold.abandon()
             raise
+        finally:
+            self._entering = False
         return self
 
     def _enter(self, got: LiveHold | Settled[Cell]) -> None:
@@ -69,7 +72,7 @@ class Lock:
 
     def _shares(self) -> bool:
         """True when this thread or task holds the lock already, and may."""
-        if self._hold is not None:
+        if self._hold is not None or self._entering:
             raise RuntimeError(f"this Lock object of {self.name!r} is in use; make one per block with cache.lock()")
         if self._reentrant:
             name = record_name(LOCKS, self.name)
@@ -161,8 +164,9 @@ class Lock:
             return self
         if self._shares():
             return self
+        self._entering = True
         try:
-            got = await walk(self._contender.pool, self._contending(), _give_back)
+            self._enter(await walk(self._contender.pool, self._contending(), _give_back))
         except WaitCircle as circle:
             if any(hold.name == record_name(LOCKS, self.name) for hold in self._contender.own_holds()):
                 circle.add_note(
@@ -170,7 +174,8 @@ class Lock:
                     "doesn't wait for with context=contextvars.Context()"
                 )
             raise
-        self._enter(got)
+        finally:
+            self._entering = False
         return self
 
     async def __aexit__(

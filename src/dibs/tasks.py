@@ -80,17 +80,21 @@ class Inbox:
         loop = self._loop()
         assert loop is not None
         self._admitted = len(self._calls)  # who comes now stands behind those who are waiting
-        for _ in range(_ROUND_MAX):
-            if not self._calls:
-                self._serving = False
-                if not self._calls:  # nobody came in between, who relied on us
-                    return
-                self._serving = True
-            call = self._calls.popleft()
-            if callable(call):
-                call()
-            elif not call.done():
-                call.set_result(None)
+        try:
+            for _ in range(_ROUND_MAX):
+                if not self._calls:
+                    self._serving = False
+                    if not self._calls:  # nobody came in between, who relied on us
+                        return
+                    self._serving = True
+                call = self._calls.popleft()
+                if callable(call):
+                    call()
+                elif not call.done():
+                    call.set_result(None)
+        except BaseException:
+            loop.call_soon(self._serve)  # the others rely on us all the same
+            raise
         loop.call_soon(self._serve)
 
 
@@ -258,7 +262,11 @@ class Together(Generic[A]):
                 queued.append(entry)
         if queued is None:
             context = contextvars.copy_context()
-            self._pool.submit(lambda: context.run(self._run, about, call))
+            try:
+                self._pool.submit(lambda: context.run(self._run, about, call))
+            except BaseException:
+                self._run(about, _refuse)
+                raise
         result, problem = await answer
         if problem is not None:
             raise problem
@@ -274,6 +282,10 @@ class Together(Generic[A]):
             answers = [(None, error)] * len(queued)
         for (_, box, future), came in zip(queued, answers, strict=True):
             box.put(partial(_answer, future, came))
+
+
+def _refuse(callers: Sequence[object]) -> Sequence[Any]:
+    raise RuntimeError("no thread could be started to ask the store")
 
 
 def _answer(future: Any, came: object) -> None:

@@ -42,18 +42,15 @@ class Pool:
                 self._threads += 1
                 start = True
         if start:
-            self._start()
-
-    def _start(self) -> None:
-        try:
-            self._runtime.start(self._work, "dibs-task")
-        except BaseException:
-            with self._lock:
-                self._threads -= 1
-                if self._threads:
-                    return  # the others will come to it
-                self._calls.clear()
-            raise
+            try:
+                self._runtime.start(self._work, "dibs-task")
+            except BaseException:
+                with self._lock:
+                    self._threads -= 1
+                    if self._threads:
+                        return  # the others will come to it
+                    self._calls.remove(call)
+                raise
 
     def _work(self) -> None:
         while True:  # ends after a while without work

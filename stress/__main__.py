@@ -17,6 +17,7 @@ from typing import Any
 
 from dibs.testing.servers import Server, ServiceMissing, ceph, ministack
 from stress.clocks import skewed_clocks
+from stress.commands import kill_workers, restore_trees, run_lines
 from stress.damage import Objects, damage_everything, fresh_folder
 from stress.failures import failing_key, killing_key
 from stress.faults import all_faults
@@ -131,6 +132,12 @@ def _scenarios(server: Callable[[str], Server], share: float) -> dict[str, Calla
         "fresh locks": lambda: one_owner(local(), folder(), some(2000), 8, stale=False),
         "clocks behind": lambda: skewed_clocks(local(), folder(), 2.0, 600, 0),
         "clocks ahead": lambda: skewed_clocks(local(), folder(), 2.0, 0, 600),
+        "run local": lambda: run_lines(local(), folder(), some(400), max(some(100), 10), 8),
+        "run s3": lambda: run_lines(s3(), folder(), some(40), max(some(10), 1), 8),
+        "run kill local": lambda: kill_workers(local(), folder(), some(20)),
+        "run kill s3": lambda: kill_workers(s3(), folder(), some(10)),
+        "run trees local": lambda: restore_trees(local(), folder(), some(30)),
+        "run trees s3": lambda: restore_trees(s3(), folder(), some(10)),
         "tasks local": lambda: compute_in_tasks(local(), folder(), tasks=some(2000)),
         "tasks s3": lambda: compute_in_tasks(s3(), folder(), 4, some(500), 50, ttl_s=30.0),
         "large local": lambda: store_and_load(local(), folder(), some(1024)),

@@ -7,6 +7,8 @@
 """
 
 from dibs.cache import Cache
+from dibs.codec import register_codec
+from dibs.digest import File, register_digest
 from dibs.errors import (
     CodecError,
     ComputeFailed,
@@ -23,12 +25,14 @@ from dibs.errors import (
 )
 from dibs.events import Event
 from dibs.locks import Lock
+from dibs.memoize import AsyncMemoized, Explanation, Memoized, Shelved
 from dibs.opening import open  # noqa: A004
 from dibs.report import LockInfo, Status
 from dibs.slot import Slot
 from dibs.stats import Stats
 
 __all__ = [
+    "AsyncMemoized",
     "Cache",
     "CodecError",
     "ComputeFailed",
@@ -36,10 +40,14 @@ __all__ = [
     "CorruptValue",
     "DibsError",
     "Event",
+    "Explanation",
+    "File",
     "Lock",
     "LockInfo",
     "LockLost",
+    "Memoized",
     "SettingsError",
+    "Shelved",
     "Slot",
     "Stats",
     "Status",
@@ -49,4 +57,6 @@ __all__ = [
     "WaitCircle",
     "WaitTimeout",
     "open",
+    "register_codec",
+    "register_digest",
 ]

@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, ParamSpec, Self, TypeVar, overload
 
 from dibs import cell as table
 from dibs import report
+from dibs.arguments import checked_expiry, checked_key, checked_name, checked_wait
+from dibs.asking import Asking
 from dibs.cell import Cell, Value
 from dibs.cells import Cells, Seen
 from dibs.codec import Codec
 from dibs.contend import Contender
-from dibs.errors import DibsError, SettingsError, StoreUnavailable
+from dibs.errors import DibsError, SettingsError
 from dibs.events import Event, Events, log
 from dibs.heartbeat import Heartbeat, StandIn
 from dibs.hold import LiveHold, Terms
 from dibs.locks import Lock
 from dibs.locks import try_lock as try_to_lock
-from dibs.names import KEYS, LOCKS, record_name
+from dibs.memoize import AsyncMemoized, Decorator, Deps, Explanation, Memoized, Options, Versions, explain, memoized
+from dibs.names import KEYS, LOCKS, family_prefix, key_of, record_name
 from dibs.once import Ask, Limits, Once
 from dibs.probe import introduce
+from dibs.record import decode
 from dibs.report import LockInfo, Status
 from dibs.runtime import Runtime
 from dibs.settings import UNSET, Settings, beat_of, check_terms
+from dibs.signing import Signer
 from dibs.slot import Slot
 from dibs.stats import Stats, add_to_totals, read_totals
-from dibs.store import Backend
+from dibs.store import Backend, Record
 from dibs.values import Values
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _CLOSE_PATIENCE_S: Final = 2.0
-
-KEY_SIZE_MAX: Final = 4096
-"""Bytes in UTF-8; a record holds up to two keys, a value and an error, and stays below its own limit."""
 
 
 class Cache:
@@ -62,9 +66,13 @@ class Cache:
         self._cells = Cells(self._store, runtime, self._card, self._events, settings.read_only)
         self._heartbeat = Heartbeat(runtime, self._stand_in())
         self._contender = Contender(self._cells, self._heartbeat)
-        self._values = Values(self._cells, self._store, Codec(_why_no_pickle(self._store, settings)))
+        signer = Signer(settings.secret.values) if settings.secret is not None else None
+        codec = Codec(_why_no_pickle(self._store, settings))
+        self._values = Values(self._cells, self._store, codec, signer)
         limits = Limits(settings.failures_max, settings.deaths_max, settings.retry_after_s)
         self._once = Once(self._contender, self._values, self._terms(), limits)
+        self._asking = Asking(self._once, settings, self._events)
+        self._versions = Versions(self._cells, self._values)
         runtime.at_exit(self.close)
 
     def _stand_in(self) -> StandIn | None:
@@ -79,11 +87,99 @@ class Cache:
         settings = self.settings
         return Terms(settings.ttl_s, settings.beat, settings.hold_max_s, settings.heartbeat == "manual")
 
+    # -- functions -----------------------------------------------------------------------------------------------
+
+    @overload
+    def memoize(  # type: ignore[overload-overlap]
+        self, function: Callable[P, Coroutine[Any, Any, T]], /
+    ) -> AsyncMemoized[P, T]: ...
+    @overload
+    def memoize(self, function: Callable[P, T], /) -> Memoized[P, T]: ...
+    @overload
+    def memoize(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        version: str | None = None,
+        ignore: Iterable[str] = (),
+        files: Iterable[str | os.PathLike[str]] = (),
+        packages: Iterable[str] = (),
+        deps: Deps = "project",
+        expires_s: float | None = None,
+        stale_ok: bool = False,
+        key: Callable[..., Any] | None = None,
+        codec: str | None = None,
+    ) -> Decorator: ...
+    def memoize(
+        self,
+        function: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        version: str | None = None,
+        ignore: Iterable[str] = (),
+        files: Iterable[str | os.PathLike[str]] = (),
+        packages: Iterable[str] = (),
+        deps: Deps = "project",
+        expires_s: float | None = None,
+        stale_ok: bool = False,
+        key: Callable[..., Any] | None = None,
+        codec: str | None = None,
+    ) -> Any:
+        """Compute each call of a function once in the whole fleet: `@cache.memoize`, or `@cache.memoize(...)`.
+
+        The key is made of the function's name and code (with the functions, classes and constants of the project
+        that it uses), and of its arguments, by name and content.  For functions, methods (whose `self` counts as an
+        argument), static and class methods (put memoize above), and async functions.
+
+        `name`: instead of the module and the name.  `version`: stands for the code; change it when results change.
+        `ignore`: parameters that don't count.  `files`: files that the function reads, which count by content.
+        `packages`: installed packages whose versions count.
+        `deps`: "project" (the default), "function" (its own code only) or "none" (its name only).
+        `expires_s`: seconds after which a value counts as missing; `stale_ok`: take the old one while somebody
+        computes anew.  `key`: a function of the arguments whose result counts in their place.  `codec`: how
+        values are stored, instead of by their type.
+
+        Raises SettingsError for what can't be memoized.
+
+        >>> import dibs
+        >>> cache = dibs.open("memory:")
+        >>> @cache.memoize
+        ... def square(x: int) -> int:
+        ...     return x * x
+        >>> square(3), square.is_done(3), square.is_done(4)
+        (9, True, False)
+        """
+        recipe: dict[str, Any] = {
+            "name": name, "version": version, "ignore": ignore, "files": files, "packages": packages, "deps": deps,
+            "key": key,
+        }  # fmt: skip
+        options = Options(checked_expiry(expires_s), stale_ok, codec)
+        if function is None:
+            return lambda function: memoized(self, function, options, recipe)
+        return memoized(self, function, options, recipe)
+
+    def _forget_family(self, family: str) -> int:
+        """Forget every key that begins with "<family>/"; how many there were."""
+        self._writable("forget_all")
+        count = 0
+        for listed in self._store.scan(family_prefix(KEYS, family)):
+            key = key_of(listed.name)
+            if key is None:
+                record = self._store.read(listed.name)
+                if not isinstance(record, Record):
+                    continue
+                key = decode(record.data).cell.key
+            self.forget(key)
+            count += 1
+        return count
+
     # -- keys ----------------------------------------------------------------------------------------------------
 
     def get_or_compute(
         self,
-        key: str,
+        key: Any,
         compute: Callable[[], T],
         *,
         expires_s: float | None = None,
@@ -103,76 +199,68 @@ class Cache:
         Raises what `compute` raised, here; ComputeFailed when the key failed too often; WaitTimeout; WaitCircle;
         CodecError (which carries the value) when it can't be stored; StoreUnavailable.
         """
-        ask = Ask(self._wait_s(wait_s), _checked_expiry(expires_s), stale_ok)
-        return self._ask(key, compute, ask)
+        ask = Ask(self._wait_s(wait_s), checked_expiry(expires_s), stale_ok)
+        return self._ask(checked_key(key), compute, ask)  # type: ignore[no-any-return]
 
-    def recompute(self, key: str, compute: Callable[[], T], *, expires_s: float | None = None) -> T:
+    def recompute(self, key: Any, compute: Callable[[], T], *, expires_s: float | None = None) -> T:
         """Compute `key` anew, or join whoever is computing it; until the commit, `stale_ok` readers get the old value.
 
         Raises as get_or_compute.
         """
-        return self._ask(key, compute, Ask(self.settings.wait_s, _checked_expiry(expires_s), recompute=True))
+        ask = Ask(self.settings.wait_s, checked_expiry(expires_s), recompute=True)
+        return self._ask(checked_key(key), compute, ask)  # type: ignore[no-any-return]
 
-    def _ask(self, key: str, compute: Callable[[], T], ask: Ask) -> T:
-        _check_key(key)
-        if not callable(compute):
-            raise TypeError(f"compute must be a function without arguments, not {compute!r:.80}")
-        if self.settings.disable:
-            return compute()
-        if self.settings.read_only:
-            found = None if ask.recompute else self._once.get(key)
-            return compute() if found is None else found[0]
-        if self.settings.on_unavailable == "raise":
-            return self._once.get_or_compute(key, compute, ask)  # type: ignore[no-any-return]
-        began = False
+    def _ask(self, key: str, compute: Callable[[], Any], ask: Ask) -> Any:
+        return self._asking.ask(key, compute, ask)
 
-        def compute_here() -> T:
-            nonlocal began
-            began = True
-            return compute()
+    async def _ask_async(self, key: str, compute: Callable[[], Awaitable[Any]], ask: Ask) -> Any:
+        return await self._asking.ask_async(key, compute, ask)
 
-        try:
-            return self._once.get_or_compute(key, compute_here, ask)  # type: ignore[no-any-return]
-        except StoreUnavailable as error:
-            if began:  # the computation's own trouble, with whatever store
-                raise
-            log.warning("%r is computed without sharing it: %s", key, error)
-            self._events.emit("unpublished", key, detail=str(error))
-            return compute()
+    async def _aside(self, call: Callable[[], T]) -> T:
+        """What `call` returns, from a thread: the event loop goes on meanwhile."""
+        return await self._once.aside(call)
 
-    def once(self, key: str, *, expires_s: float | None = None, wait_s: float | None = UNSET) -> Slot:
+    def once(
+        self,
+        key: Any,
+        *,
+        expires_s: float | None = None,
+        wait_s: float | None = UNSET,
+        ingredients: Callable[[], bytes] | None = None,
+    ) -> Slot:
         """The block form: `with cache.once(key) as slot`.
 
         In the block, either `slot.done` and `slot.value` is there, or this worker holds the key: compute, call
         `slot.beat(progress=…)` and `slot.check()` on the way, and publish with `slot.commit(value)`.  Leaving the
         block without a commit gives the hold up (by an exception of the block: as a failure of the key).
+        `ingredients`: what the key is made of, for `dibs explain`: {label: [digest, preview]} as JSON.
         """
-        _check_key(key)
+        key = checked_key(key)
         if self.settings.disable:
             return Slot(None, key, Ask())
         self._writable("once")
-        return Slot(self._once, key, Ask(self._wait_s(wait_s), _checked_expiry(expires_s)))
+        return Slot(self._once, key, Ask(self._wait_s(wait_s), checked_expiry(expires_s), ingredients=ingredients))
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: Any, default: Any = None) -> Any:
         """Return the value of `key`, or `default` when there is none now.  Never waits, never computes."""
-        _check_key(key)
+        key = checked_key(key)
         if self.settings.disable:
             return default
         found = self._once.get(key)
         return default if found is None else found[0]
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: Any) -> bool:
         """True when `get` would find a value (its bytes are not read)."""
-        _check_key(key)
+        key = checked_key(key)
         if self.settings.disable:
             return False
         return self._values.fresh(self._cells.look(record_name(KEYS, key), key)) is not None
 
-    def put(self, key: str, value: Any, *, expires_s: float | None = None) -> None:
+    def put(self, key: Any, value: Any, *, expires_s: float | None = None) -> None:
         """State the value of `key`, over whatever is there; a computation that runs keeps its result to itself."""
-        _check_key(key)
+        key = checked_key(key)
         self._writable("put")
-        name, expires_s = record_name(KEYS, key), _checked_expiry(expires_s)
+        name, expires_s = record_name(KEYS, key), checked_expiry(expires_s)
         encoded = self._values.encode(value)
         claim = self._runtime.token()
         stored: Value | None = None
@@ -190,9 +278,9 @@ class Cache:
         self._cells.change(name, key, claim, event, self.settings.ttl_s)
         self._events.emit("put", key)
 
-    def forget(self, key: str) -> None:
+    def forget(self, key: Any) -> None:
         """Forget the value and the failures of `key`; a computation that runs keeps its result to itself."""
-        _check_key(key)
+        key = checked_key(key)
         self._writable("forget")
         claim = self._runtime.token()
 
@@ -228,7 +316,7 @@ class Cache:
         return try_to_lock(self._contender, name, self._lock_terms(name, ttl_s, beat_s, hold_max_s))
 
     def _lock_terms(self, name: str, ttl_s: float | None, beat_s: float | None, hold_max_s: float | None) -> Terms:
-        _check_key(name)
+        checked_name(name, "lock")
         self._writable("lock")
         terms = self._terms()
         if ttl_s is None and beat_s is None and hold_max_s is None:
@@ -272,6 +360,10 @@ class Cache:
     def keys(self) -> Iterator[str]:
         """Every key that has a record, in no order; whether it has a value is decided when it is read."""
         return (key for key, *_ in report.key_names(self._cells))
+
+    def explain(self, key: str) -> Explanation:
+        """What a stored key is made of, and what changed since the nearest other entry of its function."""
+        return explain(self._versions, key, None)
 
     def status(self) -> Status:
         """How many keys are done, free and failed, and who holds what; reads every record."""
@@ -344,11 +436,7 @@ class Cache:
         return f"<dibs.Cache {self._store.url}>"
 
     def _wait_s(self, wait_s: float | None) -> float | None:
-        if wait_s is UNSET:
-            return self.settings.wait_s
-        if wait_s is not None and not wait_s >= 0:
-            raise SettingsError(f"wait_s = {wait_s!r}: expected a number of seconds that is not negative, or None")
-        return wait_s
+        return self.settings.wait_s if wait_s is UNSET else checked_wait(wait_s)
 
     def _writable(self, what: str) -> None:
         if self.settings.read_only:
@@ -364,29 +452,13 @@ def _reopened(url: str, settings: Settings) -> Cache:
 
 def _why_no_pickle(store: Backend, settings: Settings) -> str | None:
     """Why pickles may not be stored or loaded here, or None when they may."""
-    if settings.allow_pickle is True or (settings.allow_pickle is None and getattr(store, "private", False)):
+    trusted = getattr(store, "private", False) or settings.secret is not None
+    if settings.allow_pickle is True or (settings.allow_pickle is None and trusted):
         return None
     if settings.allow_pickle is False:
         return "allow_pickle is False"
     return (
         f"others can write to {store.url}: whoever loads a pickle runs what it says. Open the cache with "
-        "allow_pickle=True if you trust everybody who can write there, or return bytes, str, plain JSON values or "
-        "arrays"
+        "a secret, or with allow_pickle=True if you trust everybody who can write there, or return bytes, str, plain "
+        "values or arrays"
     )
-
-
-def _check_key(key: object) -> None:
-    if not isinstance(key, str):
-        raise SettingsError(f"a key is a string in this version of dibs, not {type(key).__name__}: {key!r:.80}")
-    try:
-        size_bytes = len(key.encode())
-    except UnicodeEncodeError:
-        raise SettingsError(f"the key {key!a:.80} has lone surrogates, which nothing can store: escape it") from None
-    if size_bytes > KEY_SIZE_MAX:
-        raise SettingsError(f"the key {key[:40]!r}… has {size_bytes} bytes, but at most {KEY_SIZE_MAX} fit: digest it")
-
-
-def _checked_expiry(expires_s: float | None) -> float | None:
-    if expires_s is not None and not expires_s >= 0:
-        raise SettingsError(f"expires_s = {expires_s!r}: expected a number of seconds that is not negative, or None")
-    return expires_s

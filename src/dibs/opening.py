@@ -83,4 +83,4 @@ def open(  # noqa: A001 - dibs.open is its public name
     return Cache(backend, system(), gathered)
 
 
-_ARGUMENTS: Final = frozenset(open.__kwdefaults__)
+_ARGUMENTS: Final = frozenset(open.__kwdefaults__ or {})

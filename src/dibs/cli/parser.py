@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dibs.cli import demo, doctor, keys, lock, looking, run, show, simulate, sweep, unlock
+from dibs.cli import demo, doctor, explain, keys, lock, looking, run, show, simulate, sweep, unlock
 
 if TYPE_CHECKING:
     Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     _add_shared(shared, store=argparse.SUPPRESS, json=argparse.SUPPRESS)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for part in (demo, run, lock, keys, show, looking, unlock, sweep, doctor, simulate):
+    for part in (demo, run, lock, keys, show, explain, looking, unlock, sweep, doctor, simulate):
         part.add(commands, shared)
     return parser
 

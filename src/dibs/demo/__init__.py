@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import dibs
 from dibs.demo.plan import TASKS
+from dibs.demo.steps import explanation, memoize
 
 if TYPE_CHECKING:
     from dibs.demo.crew import Crew
@@ -143,17 +144,18 @@ def _clear(place: Place, fresh: bool, screen: Screen) -> bool:
         for setting in ("disable", "read_only"):
             if getattr(cache.settings, setting):
                 raise dibs.SettingsError(f"{setting} is set, by DIBS_{setting.upper()} or a file: a demo needs a cache")
-        present = sum(key in cache for key in TASKS)
+        keys = memoize(cache, lambda task: None).keys()
+        present = sum(key in cache for key in keys)
         if present == len(TASKS) and not fresh:
             screen.write(f"All {present} keys are in {place.words}, from an earlier run (--fresh computes them again)")
             return True
         if present:
             screen.write(f"{present} of {len(TASKS)} keys of an earlier run are in {place.words}: forgotten")
         for hold in list(cache.holds()):
-            if hold.name in TASKS and hold.space == "keys":
+            if hold.name in keys and hold.space == "keys":
                 with cache.once(hold.name, wait_s=2 * hold.ttl_s):
                     pass  # the holder is dead, and now nobody holds it
-        for key in TASKS:
+        for key in keys:
             cache.forget(key)
     return False
 
@@ -173,3 +175,7 @@ def _conclude(screen: Screen, numbers: Tally, workers: int, place: Place) -> Non
     screen.write()
     for line in summary(numbers, workers, len(os.sched_getaffinity(0)), place.words):
         screen.write(line)
+    screen.heading("Why would score('svm', 10, gamma=0.1 + 0.2) be computed again?  print(score.explain(...)) says:")
+    with dibs.open(place.url, ttl_s=place.ttl_s) as cache:
+        for line in explanation(cache).splitlines():
+            screen.write(line)

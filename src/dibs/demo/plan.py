@@ -9,9 +9,6 @@ from typing import Final, NamedTuple
 
 from blake3 import blake3
 
-PREFIX: Final = "demo/v1/"
-"""Apart from whatever else lies in the store; the number grows when the work changes."""
-
 GAMMAS: Final = (0.03, 0.3)
 CLASSIFIERS: Final = {
     "knn": ("k", (1, 5)),
@@ -24,7 +21,7 @@ CLASSIFIERS: Final = {
 
 
 class Task(NamedTuple):
-    """One key.  `family` is empty for the feature step."""
+    """One call; `key` names it for people.  `family` is empty for the feature step."""
 
     key: str
     gamma: float
@@ -33,16 +30,19 @@ class Task(NamedTuple):
 
 
 def features_key(gamma: float) -> str:
-    return f"{PREFIX}features/gamma={gamma:g}"
+    return f"features/gamma={gamma:g}"
+
+
+def score_key(family: str, parameter: int, gamma: float) -> str:
+    return f"score/{family}/{CLASSIFIERS[family][0]}={parameter}/gamma={gamma:g}"
 
 
 def _tasks() -> dict[str, Task]:
     tasks = [Task(features_key(gamma), gamma) for gamma in GAMMAS]
-    for family, (name, values) in CLASSIFIERS.items():
+    for family, (_, values) in CLASSIFIERS.items():
         for value in values:
             for gamma in GAMMAS:
-                key = f"{PREFIX}score/{family}/{name}={value}/gamma={gamma:g}"
-                tasks.append(Task(key, gamma, family, value))
+                tasks.append(Task(score_key(family, value, gamma), gamma, family, value))
     return {task.key: task for task in tasks}
 
 
@@ -62,8 +62,3 @@ def order_of(worker: int) -> list[str]:
         keys.append(features_key(gamma))
         keys.extend(sorted(scores, key=lambda key: blake3(f"{worker} {key}".encode()).digest()))
     return keys
-
-
-def short(key: str) -> str:
-    """The key as people see it."""
-    return key.removeprefix(PREFIX)

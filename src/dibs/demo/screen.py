@@ -8,7 +8,7 @@ from typing import Final, TextIO
 
 from dibs.demo.crew import Strike
 from dibs.demo.journal import Entry
-from dibs.demo.plan import TASKS, short
+from dibs.demo.plan import TASKS
 from dibs.runtime.system import system
 
 REDRAW_EVERY_S: Final = 0.1
@@ -50,7 +50,7 @@ class Screen:
     def _strike(self, strike: Strike) -> None:
         before = self._strikes.get(strike.key)
         self._strikes[strike.key] = strike
-        key = short(strike.key)
+        key = strike.key
         if before is not None:
             self._fate.pop(strike.worker, None)
             self.say(f"worker {strike.worker} woken: it goes on computing {key}", _YELLOW)
@@ -61,7 +61,7 @@ class Screen:
 
     def _follow(self, entry: Entry) -> None:
         stack = self._stack.setdefault(entry.worker, [])
-        key, who = short(entry.key), f"worker {entry.worker}"
+        key, who = entry.key, f"worker {entry.worker}"
         kind = entry.kind
         if kind == "asks":
             stack.append(entry)
@@ -161,17 +161,17 @@ class Screen:
     def _line(self, number: int, now: float) -> tuple[str, str]:
         stack = self._stack[number]
         if number in self._fate:
-            where = f" while it computed {short(stack[0].key)}" if stack else ""
+            where = f" while it computed {stack[0].key}" if stack else ""
             return f"   worker {number}  {self._fate[number]}{where}", _RED
         if not stack:
             return f"   worker {number}", _DIM
         top = stack[-1]
         if top.kind == "begins":
-            return f"   worker {number}  computes   {short(top.key)}", ""
+            return f"   worker {number}  computes   {top.key}", ""
         waited_s = now - top.at
         if waited_s < _WAITS_AFTER_S:
-            return f"   worker {number}  asks for   {short(top.key)}", _DIM
-        return f"   worker {number}  waits for  {short(top.key)}   {waited_s:.1f} s", _DIM
+            return f"   worker {number}  asks for   {top.key}", _DIM
+        return f"   worker {number}  waits for  {top.key}   {waited_s:.1f} s", _DIM
 
     def _paint(self, text: str, colour: str) -> str:
         return f"\x1b[{colour}m{text}\x1b[0m" if self._colour and colour else text

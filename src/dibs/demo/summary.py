@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from dibs.demo.plan import TASKS, short
+from dibs.demo.plan import TASKS
 from dibs.demo.tally import Run, Tally
 from dibs.stats import GRAMS_PER_KWH, WATTS_PER_CORE, grams_of_co2
 
@@ -30,7 +30,7 @@ def summary(numbers: Tally, workers: int, cores: int, where: str) -> Iterator[st
             ]
         )
     yield ""
-    yield from _rows([(family, f"{best:.1%}  {short(key)}") for family, (best, key) in numbers.best.items()], "best ")
+    yield from _rows([(family, f"{best:.1%}  {key}") for family, (best, key) in numbers.best.items()], "best ")
     if first is not None and without is not None:
         yield ""
         yield f"{'':16}{'with dibs':>14}{'without':>14}{'saved':>14}"
@@ -74,16 +74,16 @@ def _takeovers(numbers: Tally) -> Iterator[tuple[str, str]]:
     for found in numbers.takeovers:
         delay = f"{found.delay_s * 1000:.1f} ms" if found.delay_s < 1 else f"{found.delay_s:.2f} s"
         if found.victim:
-            text = f"{short(found.key)}: by worker {found.by}, {delay} after worker {found.victim} was {found.what}"
+            text = f"{found.key}: by worker {found.by}, {delay} after worker {found.victim} was {found.what}"
         else:
-            text = f"{short(found.key)}: by worker {found.by}, unprovoked ({found.what})"
+            text = f"{found.key}: by worker {found.by}, unprovoked ({found.what})"
         yield "take-over", text
 
 
 def _late(numbers: Tally) -> Iterator[tuple[str, str]]:
     for late in numbers.late_commits:
         result = {"adopted": "it changed nothing, and the worker adopted the value that was there"}
-        yield "late commit", f"{short(late.key)}: by worker {late.worker}; {result.get(late.how, 'it was refused')}"
+        yield "late commit", f"{late.key}: by worker {late.worker}; {result.get(late.how, 'it was refused')}"
 
 
 def _again(again: Run, workers: int) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from dibs.demo.crew import Strike
 from dibs.demo.journal import Entry
-from dibs.demo.plan import TASKS, short
+from dibs.demo.plan import TASKS
 from dibs.stats import GRAMS_PER_KWH, WATTS_PER_CORE, grams_of_co2
 
 SAME_SCORE: Final = 0.005
@@ -186,12 +186,12 @@ def as_json(numbers: Tally, workers: int, url: str, ttl_s: float) -> dict[str, A
         "ttl_s": ttl_s,
         "keys": len(TASKS),
         "computations": first.computations if first else 0,
-        "computations_per_key": {short(key): count for key, count in sorted(numbers.per_key.items())},
-        "strikes": [{"what": s.what, "key": short(s.key), "worker": s.worker} for s in numbers.strikes],
-        "takeovers": [{**t._asdict(), "key": short(t.key)} for t in numbers.takeovers],
-        "late_commits": [{**late._asdict(), "key": short(late.key)} for late in numbers.late_commits],
+        "computations_per_key": dict(sorted(numbers.per_key.items())),
+        "strikes": [{"what": s.what, "key": s.key, "worker": s.worker} for s in numbers.strikes],
+        "takeovers": [t._asdict() for t in numbers.takeovers],
+        "late_commits": [late._asdict() for late in numbers.late_commits],
         "runs": {name: run._asdict() if run else None for name, run in runs.items()},
-        "best": {family: {"accuracy": best, "key": short(key)} for family, (best, key) in numbers.best.items()},
+        "best": {family: {"accuracy": best, "key": key} for family, (best, key) in numbers.best.items()},
         "saved": {
             "wall_s": numbers.without.wall_s - first.wall_s if numbers.without and first else 0.0,
             "cpu_hours": numbers.saved_cpu_s / 3600,

@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple
 
 import dibs
 from dibs.demo.journal import Journal
-from dibs.demo.plan import KILLED_ON, STOPPED_ON, TASKS, features_key, order_of
+from dibs.demo.plan import KILLED_ON, STOPPED_ON, TASKS, Task, features_key, order_of
+from dibs.demo.steps import memoize
 from dibs.runtime.system import system
 
 STRIKE_WAIT_S: Final = 20.0
@@ -62,30 +63,33 @@ def main(orders: Orders, commands: Connection) -> None:
 def _run_with(orders: Orders, journal: Journal) -> None:
     with dibs.open(orders.url, ttl_s=orders.ttl_s, wait_s=60.0) as cache:
         hits: set[str] = set()
+        computed: set[str] = set()
+
+        def compute(task: Task) -> Any:
+            computed.add(task.key)
+            halfway = _strike(orders, journal, task.key) if journal.run == "first" else lambda: None
+            return _compute(journal, task.key, ask, halfway)
+
+        steps = memoize(cache, compute)
+        tasks = steps.keys()
 
         def listen(event: dibs.Event) -> None:
-            if event.kind == "hit":
-                hits.add(event.key)
-            else:
-                journal.write(event.kind, event.key, event.seconds, event.detail)
+            task = tasks.get(event.key)
+            if task is not None and event.kind == "hit":
+                hits.add(task.key)
+            elif task is not None:
+                journal.write(event.kind, task.key, event.seconds, event.detail)
 
         cache.on_event(listen)
 
         def ask(key: str) -> Any:
             """The value of `key`; a score asks for its features on the way."""
-            computed = False
-
-            def compute() -> Any:
-                nonlocal computed
-                computed = True
-                halfway = _strike(orders, journal, key) if journal.run == "first" else lambda: None
-                return _compute(journal, key, ask, halfway)
-
             journal.write("asks", key)
             asked_at = system().monotonic()
             hits.discard(key)
-            value = cache.get_or_compute(key, compute)
-            how = "computed" if computed else "hit" if key in hits else "waited"
+            computed.discard(key)
+            value = steps.ask(TASKS[key])
+            how = "computed" if key in computed else "hit" if key in hits else "waited"
             journal.write(f"got: {how}", key, system().monotonic() - asked_at, _digest(value))
             return value
 

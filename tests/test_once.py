@@ -692,6 +692,12 @@ def test_ingredients_are_asked_for_once_and_only_when_a_value_is_published(fleet
     assert fleet.cell().value.ingredients == b'{"source": ["ab", "def f"]}'
 
 
+def test_a_codec_that_is_asked_for_is_the_one_that_is_used(fleet: Fleet) -> None:
+    assert fleet.cache._once.get_or_compute("key", Counted("value"), Ask(codec="pickle")) == "value"
+    assert fleet.cell().value.codec == "pickle"
+    assert fleet.another().get("key") == "value"
+
+
 @pytest.mark.parametrize("count", [2_000, 300_000], ids=["shared in memory", "loaded from the store"])
 def test_a_follower_gets_what_was_published_although_the_leaders_caller_changes_it_at_once(
     threads: Cache, count: int

@@ -7,6 +7,7 @@ written here. Arrays of objects are left to other codecs: a `.npy` file would ho
 from __future__ import annotations
 
 import ast
+import functools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
@@ -92,6 +93,11 @@ def _read_header(view: memoryview) -> tuple[numpy.dtype[Any], bool, tuple[int, .
     if length > min(_HEADER_MAX, len(view) - begun):
         raise ValueError(f"a header of {length} bytes is announced in {len(view)} bytes")
     text = str(view[begun : begun + length], "utf-8" if version == 3 else "latin-1")
+    return *_parsed(text), begun + length
+
+
+@functools.lru_cache(maxsize=256)  # parsing takes longer than all the rest
+def _parsed(text: str) -> tuple[numpy.dtype[Any], bool, tuple[int, ...]]:
     said = ast.literal_eval(text)
     descr, fortran, shape = said["descr"], said["fortran_order"], said["shape"]
     dtype = descr_to_dtype(descr)
@@ -99,7 +105,7 @@ def _read_header(view: memoryview) -> tuple[numpy.dtype[Any], bool, tuple[int, .
         raise ValueError("arrays of objects are pickles in disguise")
     if type(fortran) is not bool or type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError(f"no array has this header: {text[:200]}")
-    return dtype, fortran, shape, begun + length
+    return dtype, fortran, shape
 
 
 class _Chunks:

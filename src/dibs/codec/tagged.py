@@ -98,6 +98,10 @@ class _Writer:
             raise _NotSayable
 
     def _say_dict(self, value: dict[Any, Any], depth: int) -> Any:
+        if value and module_root(type(next(iter(value.values())))) == "torch":
+            encoded = self._attach(value)  # a state dict as one, so that tied weights stay tied
+            if encoded is not None:
+                return self._tag("at", self._attached_as(value, encoded))
         if all(type(key) is str and key[:1] != "$" and is_exact_in_json(key) for key in value):
             return {key: self.say(item, depth + 1) for key, item in value.items()}
         return self._tag("dict", [[self.say(key, depth + 1), self.say(item, depth + 1)] for key, item in value.items()])
@@ -115,9 +119,13 @@ class _Writer:
             encoded = encode_bytes(value) if type(value) is bytes else self._attach(value)
             if encoded is None:
                 raise _NotSayable
-            known = self._known[id(value)] = [encoded.codec, len(self.attached)]
-            self.attached.append(encoded)
+            known = self._attached_as(value, encoded)
         return self._tag("at", known)
+
+    def _attached_as(self, value: Any, encoded: Encoded) -> list[Any]:
+        known = self._known[id(value)] = [encoded.codec, len(self.attached)]
+        self.attached.append(encoded)
+        return known
 
 
 class _Reader:

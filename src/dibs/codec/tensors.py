@@ -3,7 +3,8 @@
 https://github.com/huggingface/safetensors describes the format; its library reads what is written here, and the other
 way round. What the format doesn't say stands in its metadata under `dibs`: the order, tensors that are one and the
 same, `requires_grad`, and the type of the whole (a tensor, a dict, a state dict with its `_metadata`).
-Views that overlap otherwise, sparse, quantized and non-CPU tensors, and modules are left to a pickle.
+Sparse, quantized and non-CPU tensors and modules are left to a pickle; of views that overlap otherwise, each is stored
+on its own, by tagged JSON.
 """
 
 from __future__ import annotations

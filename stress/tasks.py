@@ -15,7 +15,6 @@ import time
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
-from dibs.once import Ask
 from stress.fleet import PATIENCE_S, Log, join_all, open_cache, workers
 
 TICK_S = 0.002
@@ -56,15 +55,15 @@ async def _only_sleep(tasks: int) -> float:
 
 
 async def _ask(cache: Any, number: int, tasks: int, keys: int, cost_s: float, log: Log) -> Ticker:
+    @cache.memoize(name="tasks", deps="none")
+    async def value_of(key: str) -> str:
+        log.write(what="computed", key=key)
+        await asyncio.sleep(cost_s)
+        return f"value of {key}"
+
     async def one(task: int) -> None:
         key = f"key {(task * 7 + number * 13) % keys}"
-
-        async def compute() -> str:
-            log.write(what="computed", key=key)
-            await asyncio.sleep(cost_s)
-            return f"value of {key}"
-
-        value = await cache._once.aget_or_compute(key, compute, Ask())
+        value = await value_of(key)
         assert value == f"value of {key}", f"{key} has the value {value!r}"
 
     ticker = Ticker()

@@ -91,8 +91,9 @@ MUTANTS: Final = (
     # --- a reader never sees half a value ---
     Mutant(
         "blob-comes-after-the-commit", WHOLE_VALUES, "values.py",
-        "self._blobs.upload(blob, io.BytesIO(payload))",
-        'self._runtime.start(lambda: self._blobs.upload(blob, io.BytesIO(payload)), "upload")',
+        "        self._blobs.upload(blob, source)\n",
+        '        self._runtime.start(lambda: self._blobs.upload(blob, io.BytesIO(encoded.joined())), "upload")\n'
+        "        while source.read(1 << 20):\n            pass\n",
         SIMULATE,
     ),
     Mutant(
@@ -103,8 +104,8 @@ MUTANTS: Final = (
     ),
     Mutant(
         "value-digest-not-verified", WHOLE_VALUES, "values.py",
-        "if len(payload) != value.size_bytes or digest(payload) != value.digest:",
-        "if len(payload) != value.size_bytes:",
+        "if len(content) != value.size_bytes or found != value.digest:",
+        "if len(content) != value.size_bytes:",
         "pytest tests/test_once.py",
     ),
     Mutant(
@@ -270,8 +271,8 @@ MUTANTS: Final = (
     # --- nobody gets in, nothing is ignored ---
     Mutant(
         "names-not-escaped", NOBODY_GETS_IN, "names.py",
-        'escaped = quote(key, safe="=,+@", errors="surrogatepass").replace("~", "%7E") or "%"',
-        'escaped = key.replace("~", "%7E") or "%"',
+        'escaped = quote(text, safe="=,+@", errors="surrogatepass").replace("~", "%7E") or "%"',
+        'escaped = text.replace("~", "%7E") or "%"',
         "pytest tests/test_names.py",
     ),
     Mutant(
@@ -292,6 +293,43 @@ MUTANTS: Final = (
         '"it ignores If-Match (change only from this version)")\n',
         "",
         "pytest tests/test_probe.py",
+    ),
+    # --- large values ---
+    Mutant(
+        "mapped-where-others-can-write", NOBODY_GETS_IN, "values.py",
+        'return getattr(self._blobs, "private", False)',
+        "return True",
+        "pytest tests/test_large_values.py -k others",
+    ),
+    Mutant(
+        "verified-whatever-changed", WHOLE_VALUES, "values.py",
+        ":{status.st_mtime_ns}:{status.st_ctime_ns}",
+        "",
+        "pytest tests/test_large_values.py -k changed",
+    ),
+    Mutant(
+        "children-write-to-loaded-arrays", FORKS, "runtime/memory.py",
+        "mmap.mmap(-1, size_bytes, flags=_PRIVATE)",
+        "mmap.mmap(-1, size_bytes)",
+        "pytest tests/test_large_values.py -k children",
+    ),
+    Mutant(
+        "ranges-of-any-object", WHOLE_VALUES, "stores/s3_download.py",
+        "if self._etag else {}",
+        "if False else {}",
+        "pytest tests/test_s3_blobs.py -k ranges",
+    ),
+    Mutant(
+        "living-uploads-cleared-away", WHOLE_VALUES, "stores/local_folder.py",
+        "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)\n            except BlockingIOError:  # whoever",
+        "pass\n            except BlockingIOError:  # whoever",
+        "pytest tests/test_local.py -k killed",
+    ),
+    Mutant(
+        "all-parts-read-ahead", NO_HANGS, "stores/s3_blobs.py",
+        "        crew.wait_for_room()\n",
+        "",
+        "pytest tests/test_s3_blobs.py -k four_parts",
     ),
     # --- the economy ---
     Mutant(

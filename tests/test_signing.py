@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,16 @@ class Bomb:
         return _explode, (str(self.path), "x" * self.padding)
 
 
-def _explode(path: str, padding: str) -> str:
+def _explode(path: str, padding: str) -> Bomb:
     Path(path).touch()
-    return "executed"
+    return Bomb(Path(path), len(padding))
+
+
+@dataclass
+class Thing:
+    """What can only be stored as a pickle."""
+
+    text: str
 
 
 class Place:
@@ -82,6 +90,11 @@ class Place:
     @property
     def bomb(self) -> bytes:
         return pickle.dumps(Bomb(self.exploded, self.padding), protocol=5)
+
+    def put_bomb(self, key: str, cache: Cache | None = None) -> None:
+        """Store a pickle that tells when it is loaded from now on (storing tries it once)."""
+        (cache or self.cache).put(key, Bomb(self.exploded, self.padding))
+        self.exploded.unlink(missing_ok=True)
 
     def cell(self, key: str) -> Cell:
         record = self.store.read(record_name(KEYS, key))
@@ -144,7 +157,7 @@ def place(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 
 
 def test_with_a_secret_pickles_go_through_a_store_that_others_can_write_to(place: Place) -> None:
-    value = {1, 2, "x" * place.padding}
+    value = Thing("x" * place.padding)
     with pytest.raises(CodecError, match="others can write"):
         place.open().put("key", value)
     place.cache.put("key", value)
@@ -168,7 +181,7 @@ def test_an_unsigned_value_of_a_harmless_kind_is_refused_too(place: Place) -> No
 
 
 def test_a_pickle_that_is_signed_with_another_secret_is_refused(place: Place) -> None:
-    place.open(STRANGERS).put("key", Bomb(place.exploded, place.padding))
+    place.put_bomb("key", place.open(STRANGERS))
     place.refuses("key", "another secret")
 
 
@@ -182,7 +195,7 @@ def test_a_pickle_with_the_signature_of_the_value_before_is_refused(place: Place
 
 
 def test_bytes_that_were_changed_beneath_the_signature_are_not_read(place: Place) -> None:
-    place.cache.put("key", {1, "x" * place.padding})
+    place.cache.put("key", Thing("x" * place.padding))
     value = place.cell("key").value
     assert value is not None
     bomb = place.bomb.ljust(value.size_bytes)[: value.size_bytes]
@@ -198,14 +211,14 @@ def test_bytes_that_were_changed_beneath_the_signature_are_not_read(place: Place
 
 
 def test_a_signed_entry_that_was_moved_to_another_key_is_refused(place: Place) -> None:
-    place.cache.put("theirs", Bomb(place.exploded, place.padding))
+    place.put_bomb("theirs")
     place.cache.put("key", "good")
     place.forge("key", place.cell("theirs"))
     place.refuses("key", "not that of this entry")
 
 
 def test_the_very_bytes_of_another_keys_record_are_damage(place: Place) -> None:
-    place.cache.put("theirs", Bomb(place.exploded, place.padding))
+    place.put_bomb("theirs")
     place.cache.put("key", "good")
     theirs, mine = (place.store.read(record_name(KEYS, key)) for key in ("theirs", "key"))
     place.store.swap(record_name(KEYS, "key"), mine.version, theirs.data)
@@ -216,7 +229,7 @@ def test_the_very_bytes_of_another_keys_record_are_damage(place: Place) -> None:
 
 def test_a_blob_of_another_key_is_not_read_under_this_ones(kind: str, tmp_path: Path) -> None:
     place = Place(kind, "blob", tmp_path)
-    place.cache.put("theirs", Bomb(place.exploded, place.padding))
+    place.put_bomb("theirs")
     place.cache.put("key", "x" * place.padding)
     theirs = place.cell("theirs").value
     assert theirs is not None
@@ -225,7 +238,7 @@ def test_a_blob_of_another_key_is_not_read_under_this_ones(kind: str, tmp_path: 
 
 
 def test_an_entry_of_an_older_epoch_of_another_key_is_refused(place: Place) -> None:
-    place.cache.put("theirs", Bomb(place.exploded, place.padding))
+    place.put_bomb("theirs")
     old = place.cell("theirs")
     place.cache.put("theirs", "newer")
     place.cache.put("key", "a")
@@ -235,7 +248,7 @@ def test_an_entry_of_an_older_epoch_of_another_key_is_refused(place: Place) -> N
 
 
 def test_an_entry_of_an_older_epoch_is_not_taken_for_one_of_this_epoch(place: Place) -> None:
-    place.cache.put("key", Bomb(place.exploded, place.padding))
+    place.put_bomb("key")
     old = place.cell("key").value
     place.cache.put("key", "newer")
     cell = place.cell("key")
@@ -246,7 +259,7 @@ def test_an_entry_of_an_older_epoch_is_not_taken_for_one_of_this_epoch(place: Pl
 
 @pytest.mark.parametrize("length", [0, 1, 2, 10, 11, 30, 74])
 def test_a_truncated_signature_is_refused(place: Place, length: int) -> None:
-    place.cache.put("key", Bomb(place.exploded, place.padding))
+    place.put_bomb("key")
     value = place.cell("key").value
     assert value is not None
     assert value.signature is not None
@@ -276,7 +289,7 @@ def test_an_entry_that_was_changed_is_refused(place: Place, change: str) -> None
 
 def test_an_entry_of_another_store_is_refused(place: Place) -> None:
     other = place.make_store("other")
-    place.open(SECRET, store=other).put("key", Bomb(place.exploded, place.padding))
+    place.put_bomb("key", place.open(SECRET, store=other))
     place.cache.put("key", "good")
     record = other.read(record_name(KEYS, "key"))
     cell = decode(record.data).cell
@@ -332,7 +345,7 @@ def test_secrets_are_rotated_by_putting_the_new_one_in_front(place: Place) -> No
 def test_secrets_are_shown_nowhere(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     signer = Signer((SECRET, OLD_SECRET))
     with caplog.at_level(logging.DEBUG):
-        place.cache.put("key", {1})
+        place.cache.put("key", Thing("x"))
         place.open(STRANGERS).put("theirs", 1)
         with pytest.raises(CodecError) as caught:
             place.cache.get("theirs")
@@ -439,17 +452,17 @@ def test_without_a_secret_signed_entries_can_be_read_and_nothing_is_signed(place
 
 def test_every_way_of_storing_signs(place: Place) -> None:
     ways: dict[str, Callable[[], object]] = {
-        "put": lambda: place.cache.put("put", {1}),
-        "compute": lambda: place.cache.get_or_compute("compute", lambda: {1}),
-        "recompute": lambda: place.cache.recompute("recompute", lambda: {1}),
-        "expiring": lambda: place.cache.put("expiring", {1}, expires_s=60),
+        "put": lambda: place.cache.put("put", Thing("x")),
+        "compute": lambda: place.cache.get_or_compute("compute", lambda: Thing("x")),
+        "recompute": lambda: place.cache.recompute("recompute", lambda: Thing("x")),
+        "expiring": lambda: place.cache.put("expiring", Thing("x"), expires_s=60),
     }
     for key, way in ways.items():
         way()
-        assert place.open(SECRET).get(key) == {1}
+        assert place.open(SECRET).get(key) == Thing("x")
         value = place.cell(key).value
         assert value is not None
         assert value.signature is not None
     with place.cache.once("once") as slot:
-        slot.commit({1})
-    assert place.open(SECRET).get("once") == {1}
+        slot.commit(Thing("x"))
+    assert place.open(SECRET).get("once") == Thing("x")

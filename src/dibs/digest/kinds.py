@@ -157,7 +157,7 @@ def _contents() -> dict[type, Encoder]:
         contents[base] = lambda value, walk, scalar=SCALARS[base], taken=taken: scalar(taken(value))  # type: ignore[misc]
     contents[list] = lambda value, walk: b"l" + walk.sequence(list(list.__iter__(value)))
     contents[tuple] = lambda value, walk: b"t" + walk.sequence(tuple(tuple.__iter__(value)))
-    contents[dict] = lambda value, walk: b"d" + walk.mapping(dict.copy(value))
+    contents[dict] = lambda value, walk: b"d" + walk.mapping(dict(dict.items(value)))
     contents[set] = lambda value, walk: b"S" + walk.members(set.__iter__(value))
     contents[frozenset] = lambda value, walk: b"Z" + walk.members(frozenset.__iter__(value))
     return contents

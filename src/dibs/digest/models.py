@@ -24,5 +24,3 @@ def _beside_the_fields(value: Any, walk: Walk) -> bytes:
     """Extra and private attributes.  Which fields were set, and which are defaults, doesn't count."""
     extra, private = value.__pydantic_extra__, value.__pydantic_private__
     return b"t" + walk.sequence((extra or None, private or None))
-
-

@@ -22,8 +22,11 @@ from dibs.digest.walk import Encoder, Walk
 _PROTOCOL: Final = 4
 """Pickles of protocol 5 may put buffers beside the state."""
 _OWN_MAKING: Final = ("__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs__", "__getnewargs_ex__")
-_NEVER_STATE: Final = frozenset({"__dict__", "__weakref__", "_attrs_cached_hash"})
-"""The last is attrs' memory of `hash(self)`, which differs from process to process."""
+_NEVER_STATE: Final = frozenset(
+    # attrs' memory of hash(self), which differs from process to process; pydantic's, of which `models` takes care
+    {"__dict__", "__weakref__", "_attrs_cached_hash"}
+    | {"__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__"}
+)
 
 
 def find(kind: type, value: Any) -> Encoder:

@@ -70,7 +70,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Any:
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["run"], ["explain", "x"], ["retag"], ["sweep", "--nonsense"], ["import"], ["show"], ["ls", "--nonsense"],
+    [[], ["run"], ["explain"], ["retag"], ["sweep", "--nonsense"], ["import"], ["show"], ["ls", "--nonsense"],
      ["lock"], ["lock", "x"], ["lock", "x", "--"], ["lock", "x", "--ttl", "soon", "--", "true"],
      ["simulate", "--seeds", "0"], ["simulate", "--workload", "nonsense"],
      ["--store", "nonsense://x", "ls"], ["--store", "memory:", "ls"]],

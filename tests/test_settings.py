@@ -88,7 +88,8 @@ WRONG = [
     ("ttl_s", float("inf")), ("wait_s", -1), ("failures_max", 0), ("failures_max", 1.5), ("failures_max", True),
     ("deaths_max", "3"), ("read_only", "yes"), ("read_only", None), ("disable", 1), ("allow_pickle", "maybe"),
     ("heartbeat", "fork"), ("on_unavailable", "ignore"), ("retry_after_s", None),
-    ("local", "auto"), ("fresh_s", 60.0), ("values", "./v"), ("codec", ""), ("codec", None), ("secret", "short"), ("secret", []), ("secret", 5), ("hold_max_s", 0), ("url", 5),
+    ("local", "auto"), ("fresh_s", 60.0), ("values", "./v"), ("hold_max_s", 0), ("url", 5),
+    ("codec", ""), ("codec", None), ("secret", "short"), ("secret", []), ("secret", 5),
 ]  # fmt: skip
 
 

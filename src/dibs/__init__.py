@@ -6,9 +6,10 @@
 42
 """
 
+from typing import TYPE_CHECKING, Any
+
 from dibs.cache import Cache
 from dibs.codec import register_codec
-from dibs.digest import File, register_digest
 from dibs.errors import (
     CodecError,
     ComputeFailed,
@@ -25,7 +26,6 @@ from dibs.errors import (
 )
 from dibs.events import Event
 from dibs.locks import Lock
-from dibs.memoize import AsyncMemoized, Explanation, Memoized, Shelved
 from dibs.opening import open  # noqa: A004
 from dibs.report import LockInfo, Status
 from dibs.slot import Slot
@@ -60,3 +60,25 @@ __all__ = [
     "register_codec",
     "register_digest",
 ]
+
+if TYPE_CHECKING:
+    from dibs.digest import File, register_digest
+    from dibs.memoize import AsyncMemoized, Explanation, Memoized, Shelved
+
+_WHEN_USED = {
+    "AsyncMemoized": "dibs.memoize",
+    "Explanation": "dibs.memoize",
+    "File": "dibs.digest",
+    "Memoized": "dibs.memoize",
+    "Shelved": "dibs.memoize",
+    "register_digest": "dibs.digest",
+}
+"""Loaded when first asked for: those who only use string keys and locks should not pay for them."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHEN_USED:
+        raise AttributeError(f"module 'dibs' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_WHEN_USED[name]), name)

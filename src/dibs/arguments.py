@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from dibs.errors import SettingsError
-from dibs.memoize import key_digest
 
 KEY_SIZE_MAX: Final = 4096
 """Bytes in UTF-8; a record holds up to two keys, a value, what it is made of and an error, within its own limit."""
@@ -13,7 +12,11 @@ KEY_SIZE_MAX: Final = 4096
 
 def checked_key(key: object) -> str:
     """The key as text: a string as it is, anything else by its digest.  Raises SettingsError or Undigestible."""
-    return checked_name(key, "key") if isinstance(key, str) else key_digest(key)
+    if isinstance(key, str):
+        return checked_name(key, "key")
+    from dibs.memoize import key_digest
+
+    return key_digest(key)
 
 
 def checked_name(name: object, what: str) -> str:

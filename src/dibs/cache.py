@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Final, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
 from dibs import cell as table
 from dibs import report
@@ -13,15 +13,14 @@ from dibs.arguments import checked_expiry, checked_key, checked_name, checked_wa
 from dibs.asking import Asking
 from dibs.cell import Cell, Value
 from dibs.cells import Cells, Seen
-from dibs.codec import Codec
+from dibs.closing import give_up_all
 from dibs.contend import Contender
 from dibs.errors import DibsError, SettingsError
 from dibs.events import Event, Events, log
 from dibs.heartbeat import Heartbeat, StandIn
-from dibs.hold import LiveHold, Terms
+from dibs.hold import Terms
 from dibs.locks import Lock
 from dibs.locks import try_lock as try_to_lock
-from dibs.memoize import AsyncMemoized, Decorator, Deps, Explanation, Memoized, Options, Versions, explain, memoized
 from dibs.names import KEYS, LOCKS, family_prefix, key_of, record_name
 from dibs.once import Ask, Limits, Once
 from dibs.probe import introduce
@@ -29,16 +28,18 @@ from dibs.record import decode
 from dibs.report import LockInfo, Status
 from dibs.runtime import Runtime
 from dibs.settings import UNSET, Settings, beat_of, check_terms
-from dibs.signing import Signer
 from dibs.slot import Slot
 from dibs.stats import Stats, add_to_totals, read_totals
 from dibs.store import Backend, Record
+from dibs.trust import codec_for, signer_for
+from dibs.uses import Uses
 from dibs.values import Values
+
+if TYPE_CHECKING:  # 30 ms that those who only use string keys and locks should not pay
+    from dibs.memoize import AsyncMemoized, Decorator, Deps, Explanation, Memoized, Versions
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_CLOSE_PATIENCE_S: Final = 2.0
 
 
 class Cache:
@@ -66,13 +67,12 @@ class Cache:
         self._cells = Cells(self._store, runtime, self._card, self._events, settings.read_only)
         self._heartbeat = Heartbeat(runtime, self._stand_in())
         self._contender = Contender(self._cells, self._heartbeat)
-        signer = Signer(settings.secret.values) if settings.secret is not None else None
-        codec = Codec(_why_no_pickle(self._store, settings))
-        self._values = Values(self._cells, self._store, codec, signer)
+        self._values = Values(self._cells, self._store, codec_for(self._store, settings), signer_for(settings))
         limits = Limits(settings.failures_max, settings.deaths_max, settings.retry_after_s)
-        self._once = Once(self._contender, self._values, self._terms(), limits)
+        self._uses = Uses(self._store, runtime, settings.read_only)
+        self._once = Once(self._contender, self._values, self._terms(), limits, self._uses.note)
         self._asking = Asking(self._once, settings, self._events)
-        self._versions = Versions(self._cells, self._values)
+        self._known_versions: Versions | None = None
         runtime.at_exit(self.close)
 
     def _stand_in(self) -> StandIn | None:
@@ -151,6 +151,8 @@ class Cache:
         >>> square(3), square.is_done(3), square.is_done(4)
         (9, True, False)
         """
+        from dibs.memoize import Options, memoized
+
         recipe: dict[str, Any] = {
             "name": name, "version": version, "ignore": ignore, "files": files, "packages": packages, "deps": deps,
             "key": key,
@@ -159,6 +161,14 @@ class Cache:
         if function is None:
             return lambda function: memoized(self, function, options, recipe)
         return memoized(self, function, options, recipe)
+
+    @property
+    def _versions(self) -> Versions:
+        if self._known_versions is None:
+            from dibs.memoize import Versions
+
+            self._known_versions = Versions(self._cells, self._values)
+        return self._known_versions
 
     def _forget_family(self, family: str) -> int:
         """Forget every key that begins with "<family>/"; how many there were."""
@@ -363,6 +373,8 @@ class Cache:
 
     def explain(self, key: str) -> Explanation:
         """What a stored key is made of, and what changed since the nearest other entry of its function."""
+        from dibs.memoize import explain
+
         return explain(self._versions, key, None)
 
     def status(self) -> Status:
@@ -397,26 +409,13 @@ class Cache:
         if self._closed:
             return
         self._closed = True
-        self._heartbeat.close(_CLOSE_PATIENCE_S)
-        give_up_at = self._runtime.monotonic() + _CLOSE_PATIENCE_S  # for all of them: a store may be down
-        for hold in self._heartbeat.living():
-            if isinstance(hold, LiveHold) and hold.mine():
-                while hold.beating and self._runtime.monotonic() < give_up_at:
-                    self._runtime.sleep(0.01)
-                left_s = give_up_at - self._runtime.monotonic()
-                try:
-                    if left_s > 0:
-                        hold.release(left_s)
-                    else:
-                        hold.let_go()
-                        log.info("%r was not given up at close, and will time out", hold.key)
-                except DibsError as error:
-                    log.info("%r was not given up at close: %s", hold.key, error)
+        give_up_all(self._heartbeat, self._runtime)
         if not self.settings.read_only and self._events.counts:
             try:
                 add_to_totals(self._store, self._runtime, self.stats())
             except DibsError as error:
                 log.info("the numbers of this process are not in the store's: %s", error)
+        self._uses.flush()
         self._store.close()
 
     def __enter__(self) -> Self:
@@ -448,17 +447,3 @@ def _reopened(url: str, settings: Settings) -> Cache:
     from dibs.stores import open_store
 
     return Cache(open_store(url, system()), system(), settings)
-
-
-def _why_no_pickle(store: Backend, settings: Settings) -> str | None:
-    """Why pickles may not be stored or loaded here, or None when they may."""
-    trusted = getattr(store, "private", False) or settings.secret is not None
-    if settings.allow_pickle is True or (settings.allow_pickle is None and trusted):
-        return None
-    if settings.allow_pickle is False:
-        return "allow_pickle is False"
-    return (
-        f"others can write to {store.url}: whoever loads a pickle runs what it says. Open the cache with "
-        "a secret, or with allow_pickle=True if you trust everybody who can write there, or return bytes, str, plain "
-        "values or arrays"
-    )

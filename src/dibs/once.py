@@ -59,7 +59,11 @@ class Limits(NamedTuple):
 class Once:
     """Computes the keys of one store, each once."""
 
-    def __init__(self, contender: Contender, values: Values, terms: Terms, limits: Limits) -> None:
+    def __init__(
+        self, contender: Contender, values: Values, terms: Terms, limits: Limits, used: Callable[[str], object]
+    ) -> None:
+        """`used` is told the name of each record whose value was read."""
+        self._used = used
         self._contender = contender
         self._cells: Cells = contender.cells
         self._values = values
@@ -411,6 +415,7 @@ class Once:
 
     def _hit(self, seen: Seen) -> None:
         value = seen.cell.value
+        self._used(record_name(KEYS, seen.cell.key))
         self._events.emit("hit", seen.cell.key, seconds=value.cost_s if value is not None else 0.0)
 
     def _usual(self, key: str) -> float | None:

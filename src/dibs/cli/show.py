@@ -16,6 +16,7 @@ from dibs.codec import Codec
 from dibs.errors import CodecError
 from dibs.liveness import Verdict, judge
 from dibs.names import KEYS, record_name
+from dibs.trust import signer_for
 from dibs.values import Values
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def _print_value(place: Place, name: str, seen: Seen, out: Out) -> int:
         return 1
     if value.codec not in ("bytes", "str", "json"):
         raise CodecError(f"the value of {seen.cell.key!r} is stored as {value.codec}: load it in Python with cache.get")
-    values = Values(place.cells, place.store, Codec(_NO_PICKLES))
+    values = Values(place.cells, place.store, Codec(_NO_PICKLES), signer_for(place.cache.settings))
     found = values.load(name, seen, lambda now: table.current(now.cell))
     if found is None:
         say(f"the value of {seen.cell.key!r} is damaged or gone: the next worker that asks computes it anew")

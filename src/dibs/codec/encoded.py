@@ -7,6 +7,8 @@ from typing import Final, NamedTuple, TypeAlias
 
 from blake3 import blake3
 
+from dibs.hashing import THREADED_SIZE, hasher
+
 Piece: TypeAlias = bytes | bytearray | memoryview
 """Contiguous bytes; of a memoryview, the items are single bytes too, so that `len` counts them."""
 
@@ -64,13 +66,13 @@ class Hasher:
     """Digest of a stream of pieces: feed it, then ask for 32 hexadecimal digits. Large pieces use all cores."""
 
     def __init__(self) -> None:
-        self._blake3 = blake3(max_threads=blake3.AUTO)
+        self._blake3 = hasher(THREADED_SIZE)
 
     def update(self, piece: Piece) -> None:
         self._blake3.update(piece)
 
     def hexdigest(self) -> str:
-        return self._blake3.hexdigest(16)
+        return str(self._blake3.hexdigest(16))
 
 
 def digest(content: Piece | Iterable[Piece]) -> str:
@@ -79,7 +81,7 @@ def digest(content: Piece | Iterable[Piece]) -> str:
         if len(content) <= _THREADS_WORTH_IT_BYTES:
             return blake3(content).hexdigest(16)
         content = (content,)
-    hasher = Hasher()
+    summing = Hasher()
     for piece in content:
-        hasher.update(piece)
-    return hasher.hexdigest()
+        summing.update(piece)
+    return summing.hexdigest()

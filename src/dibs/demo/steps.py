@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import dibs
 from dibs.demo.plan import TASKS, Task, features_key, score_key
 
 
-class Steps(NamedTuple):
+class Steps:
     """The two functions in one cache."""
 
-    features: dibs.Memoized[[float], Any]
-    score: dibs.Memoized[[str, int, float], float]
+    def __init__(
+        self, features: dibs.Memoized[[float], Any], score: dibs.Memoized[[str, int, float], float]
+    ) -> None:
+        self.features = features
+        self.score = score
 
     def ask(self, task: Task) -> Any:
         """The value of a task, computed here or elsewhere, once."""

@@ -9,9 +9,10 @@ from typing import Any, Final
 from blake3 import blake3
 
 from dibs.digest.filememo import FileMemo, identity_of
-from dibs.digest.hashing import hasher, text
+from dibs.digest.hashing import text
 from dibs.digest.refusal import Refused
 from dibs.digest.walk import Walk
+from dibs.hashing import hasher
 
 _CHUNK_SIZE: Final = 8 << 20
 _REMEMBERED_SIZE: Final = 64 << 10

@@ -6,18 +6,14 @@ of a large value is never held as a whole, and a part that occurs many times is 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from struct import Struct
 from typing import Any, Final
 
-from blake3 import blake3
+from dibs.hashing import hasher
 
 SIZE_MAX: Final = 1024
 """Bytes of an encoding that stands for itself."""
-THREADED_SIZE: Final = 2 << 20
-"""Below this, starting threads takes longer than hashing."""
-_THREADS_MAX: Final = 8
 
 number: Final = Struct(">Q").pack
 signed: Final = Struct(">cq").pack
@@ -28,24 +24,6 @@ def text(value: str) -> bytes:
     """Length and UTF-8; lone surrogates as if they were characters."""
     raw = value.encode("utf-8", "surrogatepass")
     return number(len(raw)) + raw
-
-
-def hasher(size_bytes: int) -> Any:
-    """A blake3 that will be fed so many bytes.
-
-    Never `blake3.AUTO`: its pool of threads is one of the whole process, which a forked child inherits without the
-    threads, and would wait for ever.  A pool of its own costs 50 µs.
-    """
-    if size_bytes < THREADED_SIZE:
-        return blake3()
-    return blake3(max_threads=_threads())
-
-
-def _threads() -> int:
-    try:
-        return min(len(os.sched_getaffinity(0)), _THREADS_MAX)
-    except AttributeError:  # not on macOS
-        return min(os.cpu_count() or 1, _THREADS_MAX)
 
 
 def shrunk(encoded: bytes) -> bytes:

@@ -27,8 +27,9 @@ class Keeper(Protocol):
     """What a memoized function asks of its cache; `Cache` says what each does."""
 
     settings: Settings
-    _versions: Versions
 
+    @property
+    def _versions(self) -> Versions: ...
     def _ask(self, key: str, compute: Callable[[], Any], ask: Ask) -> Any: ...
     async def _ask_async(self, key: str, compute: Callable[[], Awaitable[Any]], ask: Ask) -> Any: ...
     async def _aside(self, call: Callable[[], S]) -> S: ...
@@ -173,7 +174,7 @@ class _Memoized(Generic[P, T]):
         for part in self.__qualname__.split("."):  # type: ignore[attr-defined]
             found = getattr(found, part, None) if part != "<locals>" else None
         if found is self:
-            return self.__qualname__  # type: ignore[attr-defined]
+            return self.__qualname__
         return type(self), (self._keeper, self._function, self._recipe, self._options)
 
     def __repr__(self) -> str:

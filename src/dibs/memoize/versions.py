@@ -102,7 +102,7 @@ class Versions:
             after = content(before)
             if after == before:
                 return None
-            encoded = self.values.encode(after)
+            encoded = self.values.encode(after, "auto")
             return table.put(seen.cell, self.values.store(name, encoded, seen.cell.epoch + 1, claim, 0.0, None))
 
         self.cells.change(name, key, claim, event, _PATIENCE_S)

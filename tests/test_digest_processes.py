@@ -64,7 +64,7 @@ def test_children_agree(method: str) -> None:
 
 PROGRAM = """
 import enum, multiprocessing, sys
-from dibs.digest import module_name
+from dibs.digest import digest_of, module_name
 
 class Color(enum.Enum):
     RED = 1

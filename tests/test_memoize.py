@@ -420,3 +420,25 @@ def test_a_disabled_cache_just_calls_and_a_read_only_one_reads(tmp_path: Path) -
     off = dibs.open(tmp_path / "cache", disable=True).memoize(work)
     assert off(1) == 1
     assert calls == [1, 2, 2, 1]
+
+
+def test_with_a_secret_notes_about_code_that_are_not_signed_are_not_believed_and_do_no_harm(tmp_path: Path) -> None:
+    def make(cache: Cache, text: str) -> Any:
+        return cache.memoize(name="signed", version=text)(lambda x: calls.append(text) or text)
+
+    plain = dibs.open(tmp_path / "cache")
+    make(plain, "one")(1)
+    make(plain, "two").retag()  # whoever could write here may have done this
+    signed = dibs.open(tmp_path / "cache", secret="s" * 32)
+    assert make(signed, "two")(2) == "two"
+    assert make(signed, "two").key(1) != make(signed, "one").key(1)
+    with pytest.raises(dibs.CodecError, match="not signed"):
+        make(signed, "one")(1)
+
+
+def test_a_codec_that_nobody_knows_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="'parqet'"):
+        dibs.open(tmp_path / "cache", codec="parqet")
+    cache = dibs.open(tmp_path / "cache")
+    with pytest.raises(SettingsError, match=r"'parqet'.*register_codec"):
+        cache.memoize(codec="parqet")(lambda: 1)

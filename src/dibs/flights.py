@@ -31,6 +31,8 @@ class Flight:
         self.loop = loop
         """The event loop whose task leads it; None for a thread."""
         self.landed: Value | tuple[str, bytes] | None = None
+        self.joined = False
+        """Somebody follows, most likely; who joins at the last moment looks for himself."""
         self._ended = runtime.event()
         self._callbacks: list[Callable[[], None]] = []
 
@@ -86,7 +88,10 @@ class Flights:
 
     def open(self, name: str) -> Flight | None:
         """The flight that may be joined now."""
-        return self._flights.get(name)
+        flight = self._flights.get(name)
+        if flight is not None:
+            flight.joined = True
+        return flight
 
     def join(self, caller: Caller) -> Flight:
         """The open flight of this key; if there is none, a new one that the caller leads until `land`."""
@@ -96,6 +101,7 @@ class Flights:
             flight = self._flights.setdefault(name, mine)
             if flight is not mine:
                 caller.flight = None
+                flight.joined = True
             return flight
         return caller.flight
 

@@ -367,7 +367,7 @@ class Once:
         except (StoreUnavailable, StoreUnsuitable) as problem:
             self._abandon(hold)
             self._unpublished(hold, problem)
-            if flight is not None and encoded is not None:
+            if flight is not None and flight.joined and encoded is not None:
                 flight.landed = (encoded.codec, encoded.joined())
         except BaseException:
             self._abandon(hold)
@@ -376,7 +376,7 @@ class Once:
             if outcome.how != "published":
                 return self._settle(name, hold, value, result, outcome)
             self._events.emit("committed", hold.key, hold.generation, hold.epoch)
-            if flight is not None:
+            if flight is not None and flight.joined:
                 small = encoded.size_bytes <= SHARED_SIZE_MAX
                 flight.landed = (encoded.codec, encoded.joined()) if small else value
         return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dibs.codec import Codec
+from dibs.codec import Codec, check_known
 from dibs.settings import Settings
 from dibs.store import Backend
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 def codec_for(store: Backend, settings: Settings) -> Codec:
     """The codec by which values of this store are written and read."""
+    check_known(settings.codec, f"codec = {settings.codec!r}")
     return Codec(_why_no_pickle(store, settings), prefer=settings.codec)
 
 

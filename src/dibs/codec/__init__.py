@@ -25,9 +25,9 @@ from dibs.codec.plain import (
     encode_str,
 )
 from dibs.codec.registry import register_codec
-from dibs.errors import CodecError
+from dibs.errors import CodecError, SettingsError
 
-__all__ = ["Codec", "Encoded", "Hasher", "Piece", "digest", "register_codec"]
+__all__ = ["Codec", "Encoded", "Hasher", "Piece", "check_known", "digest", "register_codec"]
 
 _TAGS_MAX: Final = 10_000
 """So many tags, and a pickle is clearly faster; where pickles are refused, tags it is."""
@@ -274,3 +274,14 @@ _FORCED: Final[dict[str, Callable[[Any], Encoded | None]]] = {
     "arrow": lambda value: _leaf(value) if module_root(type(value)) in ("pandas", "polars", "pyarrow") else None,
     "safetensors": lambda value: _leaf(value) if module_root(type(value)) == "torch" or _holds_tensors(value) else None,
 }
+
+
+def check_known(name: str, where: str) -> None:
+    """Raise SettingsError when there is no codec of that name: before anything is computed that it can't store."""
+    plain = name.removesuffix(_SUFFIX)
+    if plain not in ("auto", "pickle") and plain not in _FORCED and plain not in registry.by_name:
+        known = ", ".join(sorted({"auto", "pickle", *_FORCED, *registry.by_name}))
+        raise SettingsError(
+            f"{where}: there is no codec {name!r}; known are {known}, each also with '+zstd'. "
+            "Register one of your own before, with dibs.register_codec"
+        )

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, Self, TypeVar, overload
 
+from dibs.codec import check_known
 from dibs.errors import SettingsError, StoreUnavailable
 from dibs.events import log
 from dibs.identity import Code
@@ -333,6 +334,8 @@ def memoized(
     if isinstance(function, staticmethod | classmethod):
         return _OfClass(memoized(keeper, function.__func__, options, recipe_options), type(function))
     _refuse_what_cannot_be_memoized(function)
+    if options.codec is not None:
+        check_known(options.codec, "memoize")
     recipe = Recipe(function, **recipe_options)
     called = function if not isinstance(function, functools.partial) else function.func
     is_async = inspect.iscoroutinefunction(called) or isinstance(called, AsyncMemoized)

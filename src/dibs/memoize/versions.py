@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from dibs import cell as table
-from dibs.cell import Cell
+from dibs.cell import Cell, Value
 from dibs.cells import Cells, Seen
-from dibs.errors import DibsError
+from dibs.errors import CodecError, Conflict, DibsError
 from dibs.events import log
 from dibs.identity import Code
 from dibs.memoize.recipe import Ingredients
@@ -44,7 +44,7 @@ class Versions:
         self.cells = cells
         self.values = values
         self._roots: dict[tuple[str, str], str] = {}
-        self._known: set[tuple[str, str]] = set()
+        self._absent: dict[tuple[str, str], Seen] = {}
 
     def root(self, function: str, digest: str) -> str:
         """The version whose entries count for this one: itself, unless it was retagged.
@@ -53,9 +53,11 @@ class Versions:
         """
         found = self._roots.get((function, digest))
         if found is None:
-            version = self.get(function, digest)
-            if version is not None:
-                self._known.add((function, digest))
+            key = f"{function}/{digest}"
+            seen = self.cells.look(record_name(FUNCTIONS, key), key)
+            version = self._version(seen)
+            if version is None:
+                self._absent[function, digest] = seen
             found = (version.stands_for if version is not None else None) or digest
             self._roots[function, digest] = found
         return found
@@ -75,12 +77,16 @@ class Versions:
         return sorted(found, key=lambda version: version.at, reverse=True)
 
     def register(self, code: Code) -> None:
-        """Note that something is computed with this code; once per process and version."""
-        if (code.name, code.digest) in self._known or self.cells.read_only:
+        """Note that something is computed with this code; once per version, for it was looked up before."""
+        seen = self._absent.pop((code.name, code.digest), None)
+        if seen is None or self.cells.read_only:
             return
-        self._known.add((code.name, code.digest))
+        name, claim = record_name(FUNCTIONS, seen.cell.key), self.cells.runtime.token()
         try:
-            self._write(code, lambda before: before if before is not None else _content(code, None))
+            put = table.put(seen.cell, self._value(name, _content(code, None), seen, claim))
+            self.cells.write(name, seen, put, _PATIENCE_S)
+        except Conflict:
+            pass  # another worker was faster
         except DibsError as error:  # only explanations suffer
             log.info("the code version of %s was not noted: %s", code.name, error)
 
@@ -90,7 +96,7 @@ class Versions:
         stands_for = None if root == code.digest else root
         self._write(code, lambda before: {**(before or _content(code, None)), "stands_for": stands_for})
         self._roots[code.name, code.digest] = root
-        self._known.add((code.name, code.digest))
+        self._absent.pop((code.name, code.digest), None)
 
     def _write(self, code: Code, content: Any) -> None:
         key = f"{code.name}/{code.digest}"
@@ -102,14 +108,21 @@ class Versions:
             after = content(before)
             if after == before:
                 return None
-            encoded = self.values.encode(after, "auto")
-            return table.put(seen.cell, self.values.store(name, encoded, seen.cell.epoch + 1, claim, 0.0, None))
+            return table.put(seen.cell, self._value(name, after, seen, claim))
 
         self.cells.change(name, key, claim, event, _PATIENCE_S)
 
+    def _value(self, name: str, content: dict[str, Any], seen: Seen, claim: str) -> Value:
+        return self.values.store(name, self.values.encode(content, "auto"), seen.cell.epoch + 1, claim, 0.0, None)
+
     def _content(self, seen: Seen) -> dict[str, Any] | None:
+        """What the record says; nothing when it isn't signed as it should be, for it is only an explanation."""
         name = record_name(FUNCTIONS, seen.cell.key)
-        found = self.values.load(name, seen, lambda now: table.current(now.cell))
+        try:
+            found = self.values.load(name, seen, lambda now: table.current(now.cell))
+        except CodecError as error:
+            log.info("what is noted about the code version %s is not believed: %s", seen.cell.key, error)
+            return None
         return found[0] if found is not None and isinstance(found[0], dict) else None
 
     def _version(self, seen: Seen) -> Version | None:
@@ -117,9 +130,12 @@ class Versions:
         if content is None or value is None:
             return None
         function, _, digest = seen.cell.key.rpartition("/")
-        ingredients = {label: (one, text) for label, (one, text) in content["ingredients"].items()}
-        stands_for = content.get("stands_for")
-        return Version(function, digest, ingredients, tuple(content["notes"]), stands_for, value.at)
+        try:
+            ingredients = {label: (one, text) for label, (one, text) in content["ingredients"].items()}
+            return Version(function, digest, ingredients, tuple(content["notes"]), content["stands_for"], value.at)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            log.info("what is noted about the code version %s can't be read: %r", seen.cell.key, error)
+            return None
 
 
 def _content(code: Code, stands_for: str | None) -> dict[str, Any]:

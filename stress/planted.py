@@ -279,7 +279,7 @@ MUTANTS: Final = (
         "pickle-loaded-where-refused", NOBODY_GETS_IN, "codec/__init__.py",
         '            self._refuse_unsafe("the stored value is a pickle")\n',
         "",
-        "pytest tests/test_codec.py",
+        "pytest tests/test_codec_damage.py",
     ),
     Mutant(
         "newer-format-healed", NOT_IGNORED, "record.py",

@@ -18,6 +18,7 @@ _MARK: Final = b"dibs"
 _EXTENSIONS: Final = frozenset(
     {"arrow.uuid", "arrow.json", "arrow.bool8", "arrow.fixed_shape_tensor", "polars.categorical", "polars.enum"}
 )
+_END: Final = b"\xff\xff\xff\xff\0\0\0\0"
 _PICKLED: Final = b"arrow.py_extension_type"
 
 
@@ -122,7 +123,8 @@ class _Collector:
 
 
 def _write(table: pa.Table, about: dict[str, Any]) -> Encoded | None:
-    said = tagged.encode(about, lambda value: None, None)
+    # A stream that was cut between two batches would pass for a shorter table.
+    said = tagged.encode(about | {"rows": table.num_rows}, lambda value: None, None)
     if said is None:
         return None
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _MARK: said.joined()})
@@ -142,6 +144,8 @@ def _read(view: memoryview) -> tuple[pa.Table, dict[str, Any]]:
     table.validate(full=True)  # offsets that point outside would crash whoever uses them
     metadata = dict(table.schema.metadata or {})
     about = tagged.decode(metadata.pop(_MARK), _nothing)
+    if about["rows"] != table.num_rows or bytes(view[-len(_END) :]) != _END:
+        raise ValueError(f"{about['rows']} rows were written, {table.num_rows} are there, or the end is missing")
     return table.replace_schema_metadata(metadata or None), about
 
 

@@ -128,7 +128,7 @@ def _say_array(array: Any, columns: list[Any]) -> About:
     """Put one column to the others; return what describes it."""
     if not isinstance(array, pd.api.extensions.ExtensionArray) or isinstance(array.dtype, numpy.dtype):
         array = numpy.asarray(array)
-    elif isinstance(array, pd.arrays.NumpyExtensionArray):
+    elif type(array) is pd.arrays.NumpyExtensionArray:  # and not the array of texts that inherits from it
         array = array.to_numpy(copy=False)
     dtype = array.dtype
     said: About

@@ -37,9 +37,10 @@ def from_arrow(table: pa.Table, about: dict[str, Any]) -> Any:
 
 
 def _frame(table: pa.Table) -> pl.DataFrame:
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    return frame
+    try:
+        return pl.DataFrame(pl.from_arrow(table))
+    except pl.exceptions.PanicException as error:  # no Exception: forged metadata must not pass as an interrupt
+        raise ValueError(f"Polars can't read this table: {error}") from None
 
 
 def _inner(dtype: Any) -> list[Any]:

@@ -99,9 +99,13 @@ class _Writer:
 
     def _say_dict(self, value: dict[Any, Any], depth: int) -> Any:
         if value and module_root(type(next(iter(value.values())))) == "torch":
-            encoded = self._attach(value)  # a state dict as one, so that tied weights stay tied
+            # A state dict as one, so that tied weights stay tied.
+            known = self._known.get(id(value))
+            encoded = self._attach(value) if known is None else None
             if encoded is not None:
-                return self._tag("at", self._attached_as(value, encoded))
+                known = self._attached_as(value, encoded)
+            if known is not None:
+                return self._tag("at", known)
         if all(type(key) is str and key[:1] != "$" and is_exact_in_json(key) for key in value):
             return {key: self.say(item, depth + 1) for key, item in value.items()}
         return self._tag("dict", [[self.say(key, depth + 1), self.say(item, depth + 1)] for key, item in value.items()])

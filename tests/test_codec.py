@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import datetime
 import enum
 import math
 import threading
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from bench.sameness import same
 from dibs.codec import Codec, digest
 from dibs.errors import CodecError
 
@@ -28,23 +30,25 @@ jsonable = st.recursive(
 )
 
 
+moments = st.datetimes(timezones=st.none() | st.timezones() | st.just(datetime.UTC), allow_imaginary=True)
+hashables = st.recursive(
+    scalars | st.binary(max_size=9) | st.dates() | moments | st.timedeltas() | st.fractions() | st.uuids()
+    | st.decimals(allow_nan=False) | st.complex_numbers(allow_nan=False) | st.times()
+    | st.builds(range, st.integers(), st.integers()) | st.text(st.characters(), max_size=4),
+    lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+nested = st.recursive(
+    hashables | st.just(math.nan) | st.just(-0.0) | st.binary(min_size=4000, max_size=5000).map(bytearray),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(hashables, inner, max_size=4)
+    | st.tuples(inner, inner) | st.sets(hashables, max_size=3),
+    max_leaves=12,
+)  # fmt: skip
+
+
 def there_and_back(value: Any, codec: Codec = CODEC) -> Any:
     encoded = codec.encode(value)
     return codec.decode(encoded.codec, encoded.joined())
-
-
-def same(one: Any, other: Any) -> bool:
-    """Equal, with equal types all the way down; nan is nan, and -0.0 is not 0.0."""
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, float):
-        equal = one == other and math.copysign(1, one) == math.copysign(1, other)
-        return equal or (math.isnan(one) and math.isnan(other))
-    return bool(one == other)
 
 
 @given(st.binary())
@@ -72,6 +76,21 @@ def test_what_json_can_say_comes_back_with_its_types_and_in_its_order(value: Any
     if type(value) not in (bytes, str):
         assert REFUSING.encode(value).codec == "json", "no pickle is needed"
     assert same(there_and_back(value, REFUSING), value)
+
+
+@settings(deadline=None)
+@given(nested)
+def test_any_nested_standard_value_comes_back_with_all_its_types_without_a_pickle(value: Any) -> None:
+    for codec in (REFUSING, CODEC):
+        assert same(there_and_back(value, codec), value)
+    assert REFUSING.encode(value).codec in ("bytes", "bytearray", "str", "json", "tagged-json")
+
+
+@settings(deadline=None, max_examples=30)
+@given(nested)
+def test_a_pickle_gives_the_same_value_as_the_safe_codecs_do(value: Any) -> None:
+    encoded = CODEC.encode(value, "pickle")
+    assert same(CODEC.decode("pickle", encoded.joined()), there_and_back(value, REFUSING))
 
 
 class Text(str):

@@ -168,6 +168,11 @@ def test_polars_comes_back_the_same_without_a_pickle(name: str) -> None:
     assert stored_as(POLARS[name](), REFUSING) == "arrow"
 
 
+def test_rows_without_columns_which_no_codec_gives_back_are_not_stored() -> None:
+    with pytest.raises(CodecError, match="shape"):
+        CODEC.encode(TABLE.select([]))
+
+
 def test_a_polars_type_that_arrow_has_not_goes_to_pickle() -> None:
     assert stored_as(pl.DataFrame({"i": pl.Series([1, 2], dtype=pl.Int128)})) == "pickle"
     assert CODEC.encode(pl.LazyFrame({"a": [1]})).codec == "pickle"

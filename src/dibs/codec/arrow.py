@@ -38,7 +38,8 @@ def encode(value: Any) -> Encoded | None:
     if made is None:
         return None
     table, about = made
-    return _write(table, about) if _is_known(table.schema) else None
+    nameless = table.num_rows and not table.num_columns  # a stream has no place for how many rows those are
+    return _write(table, about) if _is_known(table.schema) and not nameless else None
 
 
 def decode(data: Piece) -> Any:

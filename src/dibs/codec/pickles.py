@@ -10,9 +10,10 @@ import pickle
 from typing import Any, Final
 
 from dibs.codec.container import MAGIC, pack, unpack
-from dibs.codec.encoded import Encoded, Piece, in_pieces, whole, writable
+from dibs.codec.encoded import Encoded, Piece, in_pieces, module_root, whole, writable
 
 _TRIED_BYTES_MAX: Final = 1 << 20
+_SHAPED: Final = ("numpy", "pandas", "polars", "pyarrow", "scipy", "torch")
 _BESIDE_BYTES_MIN: Final = 4096
 
 
@@ -52,3 +53,5 @@ def _try(stream: bytes, buffers: list[memoryview], value: Any) -> None:
     if type(loaded) is not type(value):
         kind = type(loaded)
         raise TypeError(f"its pickle gives back a {kind.__module__}.{kind.__qualname__}")
+    if module_root(type(value)) in _SHAPED and getattr(loaded, "shape", None) != getattr(value, "shape", None):
+        raise ValueError(f"its pickle gives back something of shape {loaded.shape}")  # rows without columns, of Arrow

@@ -36,7 +36,7 @@ def say_labels(index: pd.Index) -> dict[str, Any]:
         back = read_labels(tagged.decode(encoded.joined(), lambda codec, data: None))
     except (ValueError, TypeError):
         raise NotSayable from None
-    if type(back) is not type(index) or not back.identical(index) or not _same_kinds(back, index):
+    if type(back) is not type(index) or not back.identical(index):
         raise NotSayable
     return said
 
@@ -104,12 +104,3 @@ def _read_dtype(said: Any) -> Any:
         return numpy.dtype(said)
     storage, is_na = said
     return pd.StringDtype(storage, pd.NA if is_na else numpy.nan)
-
-
-def _same_kinds(back: Any, index: Any) -> bool:
-    """Equal labels may be of different types: 1, 1.0 and True."""
-    if back.dtype != index.dtype or back.names != index.names:
-        return False
-    if isinstance(index, pd.MultiIndex):
-        return len(back.levels) == len(index.levels) and all(map(_same_kinds, back.levels, index.levels))
-    return index.dtype != object or list(map(type, back)) == list(map(type, index))

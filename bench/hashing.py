@@ -38,11 +38,16 @@ def pickle_xxh3(value: Any) -> bytes:
     return hashed.digest()
 
 
+def pickle_in_band_xxh3(value: Any) -> bytes:
+    return xxhash.xxh3_128_digest(pickle.dumps(value))
+
+
 CONTENDERS: dict[str, Contender] = {
     "dibs": digest_of,
     "joblib.hash": joblib.hash,
     "dask.tokenize": tokenize,
-    "pickle 5 + xxh3": pickle_xxh3,
+    "pickle + xxh3": pickle_in_band_xxh3,
+    "same, out of band": pickle_xxh3,
 }
 
 

@@ -285,11 +285,11 @@ FAMILIES: dict[str, Callable[[], dict[str, Callable[[], object]]]] = {
 }
 
 
-def digests() -> dict[str, str]:
-    """The digests of all vectors that this interpreter has the packages for."""
+def digests(without: str = "") -> dict[str, str]:
+    """The digests of all vectors that this interpreter has the packages for, perhaps without those of one."""
     makers = dict(STANDARD)
     for package, family in FAMILIES.items():
-        if find_spec(package) is not None:
+        if package != without and find_spec(package) is not None:
             makers |= {f"{package}: {name}": make for name, make in family().items()}
     return {name: digest_of(make(), name) for name, make in makers.items()}
 

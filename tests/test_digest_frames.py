@@ -183,6 +183,7 @@ def arrow_columns(pa: Any) -> list[Any]:
         pa.array(["a", None, "", "bcd"]),
         pa.array([b"a", None, b"", b"b"]),
         pa.array(["a", None], pa.large_string()),
+        pa.array(["a", "bcd", "ef"], pa.large_string()),
         pa.array([[1, 2], None, [], [None]]),
         pa.array([[1, 2], None, [3, 4]], pa.list_(pa.int64(), 2)),
         pa.array([{"a": 1, "b": "x"}, None, {"a": None, "b": "y"}]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -110,8 +111,9 @@ def test_threads_hold_it_one_after_the_other(threads: Cache) -> None:
 
 def test_a_thread_that_takes_it_twice_gets_an_error_and_not_a_hang(cache: Cache) -> None:
     with cache.lock("name"):
-        with pytest.raises(WaitCircle, match="'name'"):
+        with pytest.raises(WaitCircle, match="'name'.*reentrant=True") as raised:
             cache.lock("name").acquire()
+        assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
         assert cache.try_lock("name") is None
 
 

@@ -19,7 +19,7 @@ from dibs.events import Kind
 from dibs.heartbeat import Heartbeat
 from dibs.hold import LiveHold, Terms
 from dibs.liveness import Verdict, judge, silent_after_s
-from dibs.names import address, from_address, record_name
+from dibs.names import LOCKS, address, from_address, record_name
 from dibs.runtime import Evidence
 from dibs.runtime.pool import Pool
 from dibs.waiting import Pause, Steps, Waiter, remaining_s
@@ -36,6 +36,7 @@ _OUTAGES_TTL: Final = 5
 _OUTAGE_MIN_S: Final = 60.0
 _PATIENCE_MIN_S: Final = 1.0
 """Even who won't wait finds out what became of a request that was not answered."""
+_TWICE: Final = "take it once around the whole, or with lock(…, reentrant=True), which its own thread or task may repeat."
 _THREADS_LOCAL: Final = 3
 _THREADS_REMOTE: Final = 8
 
@@ -85,7 +86,10 @@ def raise_if_own(mine: tuple[LiveHold, ...], name: str) -> None:
     """Raise WaitCircle when this flow would wait for a record that it holds itself."""
     for number, hold in enumerate(mine):
         if hold.name == name:
-            raise WaitCircle([held.key for held in mine[number:]])
+            keys = [held.key for held in mine[number:]]
+            if name.startswith(f"{LOCKS}/"):
+                raise WaitCircle(keys, f"{hold.key!r} is held here already: {_TWICE}")
+            raise WaitCircle(keys)
 
 
 class Contender:

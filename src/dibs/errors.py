@@ -91,13 +91,15 @@ class ComputeFailed(DibsError):
 class WaitCircle(DibsError):
     """Workers wait for each other in a circle; ``keys`` names the members in order."""
 
-    def __init__(self, keys: Sequence[str]) -> None:
-        super().__init__(tuple(keys))
-        self.keys = tuple(keys)
+    def __init__(
+        self, keys: Sequence[str], remedy: str = "Compute these keys in one fixed order, or merge them into one."
+    ) -> None:
+        super().__init__(tuple(keys), remedy)
+        self.keys, self.remedy = tuple(keys), remedy
 
     def __str__(self) -> str:
         path = " -> ".join(repr(key) for key in (*self.keys, self.keys[0]))
-        return f"a circle of waits: {path}. Compute these keys in one fixed order, or merge them into one."
+        return f"a circle of waits: {path}. {self.remedy}"
 
 
 class LockLost(DibsError):

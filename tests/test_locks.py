@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import gc
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import dibs
 from dibs.cache import Cache
 from dibs.contend import leave, own_holds
-from dibs.errors import LockLost, SettingsError, WaitCircle, WaitTimeout
+from dibs.errors import LockLost, SettingsError, StoreUnavailable, WaitCircle, WaitTimeout
 from dibs.runtime.system import SystemRuntime
 from dibs.stores.memory import MemoryStore
 from tests.fakes import Elsewhere, HandRuntime, break_lock, cache_on, crowd, in_thread, until
@@ -111,7 +115,7 @@ def test_threads_hold_it_one_after_the_other(threads: Cache) -> None:
 
 def test_a_thread_that_takes_it_twice_gets_an_error_and_not_a_hang(cache: Cache) -> None:
     with cache.lock("name"):
-        with pytest.raises(WaitCircle, match="'name'.*reentrant=True") as raised:
+        with pytest.raises(WaitCircle, match=r"'name'.*reentrant=True") as raised:
             cache.lock("name").acquire()
         assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
         assert cache.try_lock("name") is None
@@ -228,3 +232,34 @@ def test_a_lock_held_beyond_its_ttl_is_kept_by_its_beats(threads: Cache) -> None
         until(lambda: (beats.look("locks/name", "name").cell.hold.beat or 0) >= 12)
         lock.check()
         assert Elsewhere(other).try_lock("name") is None
+
+
+@pytest.mark.parametrize(
+    "taken",
+    ["held = dibs.open(url).try_lock('name')", "held = dibs.open(url).once('name').__enter__()"],
+)
+def test_what_a_cache_that_nobody_keeps_has_taken_is_usable_and_given_up_at_exit(tmp_path: Path, taken: str) -> None:
+    url = str(tmp_path / "cache")
+    script = f"import gc, dibs\nurl = {url!r}\n{taken}\ngc.collect()\nassert held.held\nheld.beat(0.5)\nheld.check()"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    with dibs.open(url) as cache:
+        # then the record itself says that nobody holds it: no need to prove anybody's death.
+        assert not list(cache.holds()) and cache.total_stats().takeovers == 0
+        assert [info.state for info in cache.locks()] in ([], ["free"])
+
+
+def test_closing_the_cache_in_a_block_frees_the_lock_and_the_block_learns_of_it(cache: Cache, other: Any) -> None:
+    outer = cache.lock("name", reentrant=True).acquire()
+    inner = cache.lock("name", reentrant=True).acquire()
+    cache.close()
+    assert not outer.held
+    with pytest.raises(LockLost, match="given up"):
+        outer.check()
+    taken = other.try_lock("name")
+    assert taken.held
+    for lock in (inner, outer):
+        with pytest.raises(LockLost, match="close"):
+            lock.__exit__(None, None, None)
+    assert taken.held, "what is another's now was given up at the end of the block"
+    with pytest.raises(StoreUnavailable, match="closed"):
+        cache.lock("name", wait_s=0.0).acquire()

@@ -249,7 +249,8 @@ class Cache:
         if self.settings.disable:
             return Slot(None, key, Ask())
         self._writable("once")
-        return Slot(self._once, key, Ask(self._wait_s(wait_s), checked_expiry(expires_s), ingredients=ingredients))
+        ask = Ask(self._wait_s(wait_s), checked_expiry(expires_s), ingredients=ingredients)
+        return Slot(self._once, key, ask, self)
 
     def get(self, key: Any, default: Any = None) -> Any:
         """Return the value of `key`, or `default` when there is none now.  Never waits, never computes."""
@@ -317,13 +318,13 @@ class Cache:
         Raises, when entered, WaitTimeout after `wait_s`, WaitCircle, StoreUnavailable; when left, LockLost.
         """
         terms = self._lock_terms(name, ttl_s, beat_s, hold_max_s)
-        return Lock(self._contender, name, terms, self._wait_s(wait_s), reentrant)
+        return Lock(self._contender, name, terms, self._wait_s(wait_s), reentrant, self)
 
     def try_lock(
         self, name: str, *, ttl_s: float | None = None, beat_s: float | None = None, hold_max_s: float | None = None
     ) -> Lock | None:
         """Take the lock and return it, or None at once when somebody else has it.  Leave it by `release` or `with`."""
-        return try_to_lock(self._contender, name, self._lock_terms(name, ttl_s, beat_s, hold_max_s))
+        return try_to_lock(self._contender, name, self._lock_terms(name, ttl_s, beat_s, hold_max_s), self)
 
     def _lock_terms(self, name: str, ttl_s: float | None, beat_s: float | None, hold_max_s: float | None) -> Terms:
         checked_name(name, "lock")

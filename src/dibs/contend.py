@@ -36,7 +36,7 @@ _OUTAGES_TTL: Final = 5
 _OUTAGE_MIN_S: Final = 60.0
 _PATIENCE_MIN_S: Final = 1.0
 """Even who won't wait finds out what became of a request that was not answered."""
-_TWICE: Final = "take it once around the whole, or with lock(…, reentrant=True), which its own thread or task may repeat."
+_TWICE: Final = "take it once around the whole, or with reentrant=True, which its own thread may repeat."
 _THREADS_LOCAL: Final = 3
 _THREADS_REMOTE: Final = 8
 

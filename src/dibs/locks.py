@@ -20,6 +20,8 @@ from dibs.waiting import Steps, drive
 class Lock:
     """A lock over the whole fleet, for a `with` or `async with` block; made by `Cache.lock` and `Cache.try_lock`.
 
+    Closing the cache gives the lock up at once: `held` is False then, `check` and the end of the block raise LockLost.
+
     Guaranteed: `generation` is larger than that of every earlier holder of this name.  Not guaranteed: that no
     two workers ever run in the block at once: a worker that is paused for longer than its ttl goes on for a moment
     before it can know.  Ask `check` before each step that matters, or hand `generation` to a resource that refuses
@@ -31,9 +33,17 @@ class Lock:
     """
 
     def __init__(
-        self, contender: Contender, name: str, terms: Terms, wait_s: float | None, reentrant: bool = False
+        self,
+        contender: Contender,
+        name: str,
+        terms: Terms,
+        wait_s: float | None,
+        reentrant: bool = False,
+        owner: object = None,
     ) -> None:
         self.name = name
+        # The cache, which gives up at exit what is held, is there as long as its locks: of open(…).try_lock(…) too.
+        self._owner = owner
         self._contender = contender
         self._terms = terms
         self._wait_s = wait_s
@@ -91,10 +101,11 @@ class Lock:
         if hold is None:
             raise LockLost(f"{self.name!r} is not held by this Lock object")
         self._generation = hold.generation
-        if self._shared:
-            self._shared = False
-            if hold.lost_because:
-                raise LockLost(f"{self.name!r} (generation {hold.generation}): {hold.lost_because}")
+        shared, self._shared = self._shared, False
+        if hold.mine() and (hold.ended or (shared and hold.lost_because)):
+            why = hold.lost_because or "it was given up before its block ended, by cache.close()"
+            raise LockLost(f"{self.name!r} (generation {hold.generation}): {why}")
+        if shared:
             return
         try:
             leave(hold)
@@ -193,9 +204,9 @@ class Lock:
         return f"<dibs.Lock {self.name!r}: {how}>"
 
 
-def try_lock(contender: Contender, name: str, terms: Terms) -> Lock | None:
+def try_lock(contender: Contender, name: str, terms: Terms, owner: object = None) -> Lock | None:
     """Return the lock, taken, or None at once when somebody else has it."""
-    lock = Lock(contender, name, terms, wait_s=0.0)
+    lock = Lock(contender, name, terms, wait_s=0.0, owner=owner)
     try:
         lock.acquire()
     except WaitTimeout:

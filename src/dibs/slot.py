@@ -15,10 +15,11 @@ from dibs.once import Ask, Once
 class Slot:
     """A key while it is asked for in a block; made by `Cache.once`."""
 
-    def __init__(self, once: Once | None, key: str, ask: Ask) -> None:
+    def __init__(self, once: Once | None, key: str, ask: Ask, owner: object = None) -> None:
         # Without a `once` dibs is switched off: the block computes, and what it commits stays its own.
         self.key = key
         self._once = once
+        self._owner = owner  # the cache, which at exit gives up what is held, is there as long as its slots
         self._ask = ask
         self._hold: LiveHold | None = None
         self._found: tuple[Any] | None = None

@@ -6,6 +6,7 @@ import copy
 import gc
 import os
 import pickle
+import re
 import weakref
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import dibs
 from dibs.errors import SettingsError
 from dibs.runtime.system import SystemRuntime
+from dibs.stores import open_store
 from dibs.stores.memory import MemoryStore
 from tests.fakes import Counted, HandRuntime, cache_on, crowd
 
@@ -44,6 +46,25 @@ def test_a_store_of_ones_own_can_be_opened() -> None:
 def test_an_unknown_url_is_an_error_that_names_what_is_known(url: str) -> None:
     with pytest.raises(SettingsError, match=r"file://"):
         dibs.open(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3:/bucket/x", "s3:bucket/x", "file:/x", "https:/x", "http://x/y", "gs://bucket/x", "redis://x",
+     "C:\\cache", "c:/cache", "D:cache", "\\\\server\\cache", Path("s3://bucket/x")],
+)  # fmt: skip
+def test_what_looks_like_a_url_never_becomes_a_directory_of_that_name(url: str | Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=re.escape(repr(str(url)))):
+        dibs.open(url)
+    assert not any(tmp_path.iterdir())
+
+
+def test_schemes_may_be_in_capitals_and_odd_directories_are_spelt_out(tmp_path: Path) -> None:
+    assert dibs.open("MEMORY:").url.startswith("memory:")
+    dibs.open(f"FILE://{tmp_path}/a%20b").close()
+    dibs.open("./s3:/x").close()
+    assert (tmp_path / "a b").is_dir() and (tmp_path / "s3:" / "x").is_dir()
+    assert open_store("S3://bucket/x", SystemRuntime()).url == "s3://bucket/x"
 
 
 @pytest.mark.parametrize("how", ["pickle", "deepcopy", "copy"])

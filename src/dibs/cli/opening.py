@@ -11,12 +11,12 @@ from typing import Final, NamedTuple
 from dibs.cache import Cache
 from dibs.card import read_card
 from dibs.cells import Cells
-from dibs.doctor.scratch import directory_of
 from dibs.errors import SettingsError, StoreUnavailable
 from dibs.events import Events
 from dibs.runtime import Runtime
 from dibs.settings import Settings, gather
 from dibs.store import Backend
+from dibs.stores import directory_of, scheme_of
 
 DEFAULT_URL: Final = "./.dibs"
 
@@ -76,7 +76,7 @@ def made(options: argparse.Namespace) -> Iterator[Cache]:
 
 
 def _reject_memory(url: str) -> None:
-    if url.startswith("memory:"):
+    if scheme_of(url) == "memory":
         raise SettingsError(f"{url} lives and dies with one process: name a directory or a bucket with --store")
 
 

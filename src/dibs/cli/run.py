@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dibs.cli.opening import existing, made, wanted
 from dibs.cli.printing import Out, say, shown
-from dibs.doctor.scratch import directory_of
 from dibs.errors import DibsError, SettingsError, WaitTimeout
 from dibs.events import Event
+from dibs.stores import directory_of
 
 if TYPE_CHECKING:
     from dibs.cli.parser import Commands

@@ -10,16 +10,7 @@ from typing import BinaryIO, Literal
 from dibs.errors import DibsError, SettingsError
 from dibs.runtime import Runtime
 from dibs.store import Backend, Listed, Record, Source, Unchanged, Version
-from dibs.stores import open_store
-
-
-def directory_of(url: str) -> str | None:
-    """The directory that `url` names, or None when it names a store of another kind."""
-    from urllib.parse import unquote
-
-    if url.startswith("file://"):
-        return unquote(url.removeprefix("file://").removeprefix("localhost"))
-    return None if "://" in url or url.startswith("memory:") else os.path.expanduser(url)
+from dibs.stores import directory_of, open_store
 
 
 class Scratch:

@@ -14,7 +14,45 @@ from dibs.store import Backend
 ENTRY_POINTS: Final = "dibs.stores"
 """Other packages offer stores in this entry-point group: the scheme, and a function of (url, runtime)."""
 
-_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_WINDOWS: Final = re.compile(r"[A-Za-z]:|\\\\")
+
+
+def scheme_of(url: str) -> str:
+    """The scheme of a URL in lower case, "" for a plain path.
+
+    Raises SettingsError for what is neither and would become a directory of a surprising name, such as "s3:/bucket".
+    """
+    if _WINDOWS.match(url):
+        raise SettingsError(f"{url!r} is a path of Windows, where dibs doesn't run; under WSL: /mnt/c/…")
+    found = _SCHEME.match(url)
+    if found is None:
+        return ""
+    scheme, rest = found[1].lower(), url[found.end() :]
+    if scheme == "memory" or rest.startswith("//"):
+        return scheme
+    if rest.startswith("/") or scheme in ("file", "s3"):
+        meant = f"{scheme}://{'/' if scheme == 'file' else ''}{rest.lstrip('/')}"
+        raise SettingsError(
+            f"{url!r} is no URL and hardly a path: write {meant} "
+            f"(as a string: a pathlib.Path loses one slash), or ./{url} for a directory of that name"
+        )
+    return ""
+
+
+def directory_of(url: str) -> str | None:
+    """The directory that `url` names, or None when it names a store of another kind."""
+    from urllib.parse import unquote
+
+    match scheme_of(url):
+        case "":
+            return os.path.expanduser(url)
+        case "file":
+            path = url[len("file://") :].removeprefix("localhost")
+            if not path.startswith("/"):
+                raise SettingsError(f"{url!r} names no absolute path: write file:///path, or the plain path")
+            return unquote(path)
+    return None
 
 
 def open_store(url: str, runtime: Runtime) -> Backend:
@@ -24,19 +62,17 @@ def open_store(url: str, runtime: Runtime) -> Backend:
     """
     if not url:
         raise SettingsError("no store is named: give a directory, or a URL such as s3://bucket/prefix")
-    if url.startswith("memory:"):
-        return _open_memory(url, runtime)
-    found = _SCHEME.match(url)
-    if not found:
-        return _open_directory(os.path.expanduser(url), runtime)
-    scheme = found[1].lower()
-    known = {"file": _open_file, "s3": _open_s3}
+    directory = directory_of(url)
+    if directory is not None:
+        return _open_directory(directory, runtime)
+    scheme = scheme_of(url)
+    known = {"memory": _open_memory, "s3": _open_s3}
     if opener := known.get(scheme):
         return opener(url, runtime)
     offered = _offered()
     if scheme in offered:
         return offered[scheme]()(url, runtime)
-    names = ", ".join([*(f"{name}://" for name in sorted([*known, *offered])), "memory:", "or a directory"])
+    names = ", ".join([*(f"{name}://" for name in sorted(["file", "s3", *offered])), "memory:", "or a directory"])
     raise SettingsError(f"{scheme}:// is no store that dibs knows (from {url!r}). It knows {names}.")
 
 
@@ -55,19 +91,10 @@ def _open_directory(path: str, runtime: Runtime) -> Backend:
     return LocalStore(path, runtime)
 
 
-def _open_file(url: str, runtime: Runtime) -> Backend:
-    from urllib.parse import unquote
-
-    path = url[len("file://") :].removeprefix("localhost")
-    if not path.startswith("/"):
-        raise SettingsError(f"{url!r} names no absolute path: write file:///path, or the plain path")
-    return _open_directory(unquote(path), runtime)
-
-
 def _open_memory(url: str, runtime: Runtime) -> Backend:
     from dibs.stores.memory import MemoryStore
 
-    return MemoryStore(runtime, url.removeprefix("memory:"))
+    return MemoryStore(runtime, url.partition(":")[2])
 
 
 def _open_s3(url: str, runtime: Runtime) -> Backend:

@@ -6,18 +6,18 @@ import functools
 import types
 from collections.abc import Iterable
 from typing import Any, Final, Literal, NamedTuple
-from weakref import WeakKeyDictionary
 
-from dibs.digest import digest_of, module_name, preview
+from dibs.digest import digest_of, preview
 from dibs.errors import SettingsError
 from dibs.identity import source
-from dibs.identity.graph import Graph, is_project_code
-from dibs.identity.project import distribution_version, is_project
+from dibs.identity.graph import Graph, Parts
+from dibs.identity.project import distribution_version, is_project, name_of
 
 __all__ = ["Code", "Deps", "FunctionIdentity", "code_of"]
 
 Deps = Literal["project", "function", "none"]
 _SHORT: Final = 16
+_LAYERS_MAX: Final = 100
 
 
 class Code(NamedTuple):
@@ -48,7 +48,7 @@ class FunctionIdentity:
 
         Raises SettingsError for a package that isn't installed.
         """
-        self.name = name if name is not None else name_of(function)
+        self.name = name if name is not None else _name(function)
         self._function = function
         self._deps = deps if version is None else "none"
         self._version = version
@@ -56,16 +56,18 @@ class FunctionIdentity:
         self._extra = self._said()
         self._state: tuple[Graph | None, Code] | None = None
         if self._deps != "none":
-            source.remember_project()  # the text as it is now, which is most likely the one that runs
+            # The texts as they are now, which most likely are those that run.
+            source.remember_project()
+            _remember(function)
 
     def code(self) -> Code:
         """The code as it is now.  Raises Undigestible for a global or a closure value that has no digest."""
         state = self._state
-        if state is not None and (state[0] is None or state[0].current()):
+        if state is not None and (state[0] is None or state[0].watch.unchanged()):
             return state[1]
         graph = None if self._deps == "none" else Graph(self._function, self._deps == "project")
         parts = {**self._extra, **(graph.parts if graph is not None else {})}
-        digest = digest_of([(label, parts[label][0]) for label in sorted(parts)])
+        digest = _digest_of_parts(parts)
         ingredients = {label: (full[:_SHORT], text) for label, (full, text) in parts.items()}
         code = Code(self.name, digest, ingredients, tuple(graph.notes) if graph is not None else ())
         self._state = graph, code
@@ -101,35 +103,42 @@ def _arrived(
     return identity
 
 
-def name_of(function: Any) -> str:
+def _name(function: Any) -> str:
     """The name that keys begin with: module and qualified name, the same in the program and in its children."""
     while isinstance(function, functools.partial):
         function = function.func
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{module_name(named)}.{named.__qualname__}".replace(".<locals>", "")
+    return name_of(function if hasattr(function, "__qualname__") else type(function))
 
 
-_identities: Final[WeakKeyDictionary[Any, _Identified]] = WeakKeyDictionary()
+def _remember(function: Any) -> None:
+    for _ in range(_LAYERS_MAX):
+        code = getattr(function, "__code__", None)
+        if isinstance(code, types.CodeType):
+            source.remember(code)
+        function = getattr(function, "__wrapped__", None) or getattr(function, "func", None)
+        if function is None:
+            break
 
 
-class _Identified:
-    """The code of a function or class that is met among values."""
+def _digest_of_parts(parts: Parts) -> str:
+    return digest_of([(label, parts[label][0]) for label in sorted(parts)], "code")
 
-    def __init__(self, thing: Any) -> None:
-        self._graph = Graph(thing)
-        parts = self._graph.parts
-        self.digest = digest_of([(label, parts[label][0]) for label in sorted(parts)])
 
-    def current(self) -> bool:
-        return self._graph.current()
+_graphs: Final[dict[int, tuple[Any, Graph, str]]] = {}
+_GRAPHS_MAX: Final = 1000
 
 
 def code_of(thing: Any) -> str | None:
-    """The digest of the code of a function or class of the project; None for what others wrote."""
-    if not isinstance(thing, type | types.FunctionType) or not (is_project(thing) or is_project_code(thing)):
+    """The digest of the code of a function or class of the project; None for what others wrote: its name says it."""
+    if not isinstance(thing, type | types.FunctionType) or not is_project(thing):
         return None
-    known = _identities.get(thing)
-    if known is None or not known.current():
-        source.remember_project()
-        known = _identities[thing] = _Identified(thing)
-    return known.digest
+    known = _graphs.get(id(thing))
+    if known is not None and known[0] is thing and known[1].watch.unchanged():
+        return known[2]
+    source.remember_project()
+    graph = Graph(thing)
+    digest = _digest_of_parts(graph.parts)
+    if len(_graphs) >= _GRAPHS_MAX:  # lambdas may be made by the thousand
+        _graphs.clear()
+    _graphs[id(thing)] = thing, graph, digest
+    return digest

@@ -1,8 +1,8 @@
 """The source that running code was made of, even when its file says something else by now.
 
 Files are read once, when they are first met: at the latest when a function that may use them is memoized.  Whether a
-text is what runs is found out by compiling it and comparing code objects, so a file that was edited in
-between is noticed, and then the code object itself counts.
+text is what runs is found out by compiling it and comparing code objects, so that a file that was edited in between is
+noticed; then the code object itself counts.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ import os
 import sys
 import types
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from dibs.identity.normal import codes_in, same_code
 from dibs.identity.project import is_project_module
 
-_TEXTS_MAX = 10_000
-_SIZE_MAX = 5_000_000
-_texts: dict[str, list[_Text]] = {}
-_modules: set[str] = set()
+_FILES_MAX: Final = 10_000
+_TEXTS_MAX: Final = 20
+"""Texts that are kept of one file; the first is the likeliest, then the latest."""
+_SIZE_MAX: Final = 5_000_000
+_texts: Final[dict[str, list[_Text]]] = {}
+_modules: Final[set[tuple[str, str]]] = set()
+
+Position = tuple[int, int]
 
 
 class _Text:
@@ -35,10 +39,14 @@ class _Text:
     def parsed(self) -> tuple[ast.Module, dict[str, list[types.CodeType]]] | None:
         """Its syntax tree, and its code objects by qualified name; None when it is no Python."""
         if self._parsed is None:
+            import warnings
+
             try:
-                tree = ast.parse(self.text)
-                compiled = compile(tree, self._path, "exec", dont_inherit=True)
-            except (SyntaxError, ValueError):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # whoever imported it has been told
+                    tree = ast.parse(self.text)
+                    compiled = compile(self.text, self._path, "exec", dont_inherit=True)
+            except (SyntaxError, ValueError, RecursionError, MemoryError):
                 return None
             codes: dict[str, list[types.CodeType]] = {}
             for code in codes_in(compiled):
@@ -52,23 +60,34 @@ class Found(NamedTuple):
 
     node: ast.AST
     text: str
+    code: types.CodeType
+    """What it compiles to; for a class, its body."""
 
     def first_line(self) -> str:
         """The line of the definition, for people."""
-        line: int = getattr(self.node, "lineno", 1)
         lines = self.text.splitlines()
+        line = getattr(self.node, "lineno", 1)
         return lines[line - 1].strip()[:80] if line <= len(lines) else ""
 
 
 def remember_project() -> None:
     """Read the files of all modules of the project that are loaded now, before anybody edits them."""
     for name, module in list(sys.modules.items()):
-        if name in _modules or not isinstance(module, types.ModuleType):
-            continue
-        _modules.add(name)
         path = getattr(module, "__file__", None)
-        if isinstance(path, str) and path.endswith(".py") and path not in _texts and is_project_module(module):
-            _remember(path)
+        if not isinstance(path, str) or (name, path) in _modules or not isinstance(module, types.ModuleType):
+            continue
+        _modules.add((name, path))
+        if path.endswith(".py") and path not in _texts and is_project_module(module):
+            _remember(path, module)
+
+
+def remember(code: types.CodeType) -> None:
+    """Read what the file of this code says now: of a cell of a notebook, or of a module that was loaded again."""
+    if code.co_filename in _texts:
+        for _ in _texts_of(code.co_filename, None):
+            pass
+    else:
+        _remember(code.co_filename)
 
 
 def of_code(code: types.CodeType, module: types.ModuleType | None = None) -> Found | None:
@@ -82,38 +101,56 @@ def of_code(code: types.CodeType, module: types.ModuleType | None = None) -> Fou
             if same_code(code, candidate):
                 node = _node_of(tree, candidate)
                 if node is not None:
-                    return Found(node, text.text)
+                    return Found(node, text.text, candidate)
     return None
 
 
-def of_class(kind: type, codes: list[types.CodeType]) -> Found | None:
-    """The definition of a class; `codes` are those of its methods, by which the right one is known."""
+def of_class(kind: type, methods: list[types.CodeType]) -> Found | None:
+    """The definition of a class: one in which all its methods stand as they run."""
     module = sys.modules.get(kind.__module__)
-    paths = [code.co_filename for code in codes] or [str(getattr(module, "__file__", ""))]
-    path = kind.__qualname__.split(".")
-    for text in _texts_of(paths[0], module):
+    path = methods[0].co_filename if methods else getattr(module, "__file__", None)
+    if not isinstance(path, str):
+        return None
+    for text in _texts_of(path, module):
         parsed = text.parsed()
         if parsed is None:
             continue
-        lines = {code.co_firstlineno for code in codes}
-        fallback = None
-        for node in _classes(parsed[0], path):
-            fallback = node
-            inside = range(node.lineno, (node.end_lineno or node.lineno) + 1)
-            if lines and all(line in inside for line in lines):
-                return Found(node, text.text)
-        if fallback is not None and not lines:
-            return Found(fallback, text.text)
+        tree, codes = parsed
+        for body in codes.get(kind.__qualname__, ()):
+            inside = [code for code in codes_in(body) if code is not body]
+            if all(any(code.co_name == own.co_name and same_code(own, code) for code in inside) for own in methods):
+                node = _class_of(tree, body)
+                if node is not None:
+                    return Found(node, text.text, body)
     return None
 
 
 def of_module(module: types.ModuleType) -> ast.Module | None:
     """The whole text of a module."""
-    for text in _texts_of(str(getattr(module, "__file__", "")), module):
+    path = getattr(module, "__file__", None)
+    for text in _texts_of(path, module) if isinstance(path, str) else ():
         parsed = text.parsed()
         if parsed is not None:
             return parsed[0]
     return None
+
+
+def assignments(module: types.ModuleType, name: str) -> list[ast.AST]:
+    """The statements of a module, outside its functions and classes, that bind this name."""
+    tree = of_module(module)
+    found: list[ast.AST] = []
+    waiting: list[ast.AST] = [tree] if tree is not None else []
+    while waiting:
+        for child in ast.iter_child_nodes(waiting.pop()):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+                continue
+            targets = getattr(child, "targets", None) or [getattr(child, "target", None)]
+            names = [each.id for target in targets if target for each in ast.walk(target) if isinstance(each, ast.Name)]
+            if name in names and isinstance(child, ast.stmt):
+                found.append(child)
+            else:
+                waiting.append(child)
+    return sorted(found, key=lambda node: (getattr(node, "lineno", 0), getattr(node, "col_offset", 0)))
 
 
 def _texts_of(path: str, module: types.ModuleType | None) -> Iterator[_Text]:
@@ -125,13 +162,14 @@ def _texts_of(path: str, module: types.ModuleType | None) -> Iterator[_Text]:
     now = _read(path, module)
     if now is not None and all(text.text != now for text in known):
         text = _Text(now, path)
-        if len(known) < _TEXTS_MAX:
-            known.append(text)
+        if len(known) >= _TEXTS_MAX:
+            del known[1]
+        known.append(text)
         yield text
 
 
 def _remember(path: str, module: types.ModuleType | None = None) -> list[_Text]:
-    if len(_texts) >= _TEXTS_MAX:
+    if len(_texts) >= _FILES_MAX:
         _texts.clear()
     text = _read(path, module)
     found = _texts[path] = [_Text(text, path)] if text is not None else []
@@ -162,16 +200,29 @@ def _node_of(tree: ast.Module, code: types.CodeType) -> ast.AST | None:
     if code.co_name == "<lambda>":
         return _lambda_of(tree, code)
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == code.co_name:
-            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            if first == code.co_firstlineno:
-                return node
+        if (
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            and node.name == code.co_name
+            and _first_line(node) == code.co_firstlineno
+        ):
+            return node
     return None
+
+
+def _class_of(tree: ast.Module, body: types.CodeType) -> ast.ClassDef | None:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and node.name == body.co_name and _first_line(node) == body.co_firstlineno:
+            return node
+    return None
+
+
+def _first_line(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> int:
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
 
 
 def _lambda_of(tree: ast.Module, code: types.CodeType) -> ast.Lambda | None:
     """The innermost lambda whose body holds every instruction of `code`."""
-    spans = [
+    spans: list[tuple[Position, Position]] = [
         ((line, column), (end_line, end_column))
         for line, end_line, column, end_column in code.co_positions()
         if line is not None and column is not None and end_line is not None and end_column is not None
@@ -185,25 +236,7 @@ def _lambda_of(tree: ast.Module, code: types.CodeType) -> ast.Lambda | None:
         if isinstance(node, ast.Lambda):
             body = node.body
             start, end = (body.lineno, body.col_offset), (body.end_lineno or 0, body.end_col_offset or 0)
-            inside = start <= first and last <= end
-            if inside and (found is None or start >= (found.body.lineno, found.body.col_offset)):
+            inner = found is None or start >= (found.body.lineno, found.body.col_offset)
+            if start <= first and last <= end and inner:
                 found = node
     return found
-
-
-def _classes(tree: ast.Module, path: list[str]) -> Iterator[ast.ClassDef]:
-    """The classes of that qualified name, in the order of the text."""
-    waiting: list[tuple[ast.AST, list[str]]] = [(tree, path)]
-    while waiting:
-        node, left = waiting.pop(0)
-        for child in ast.iter_child_nodes(node):
-            name = getattr(child, "name", None)
-            if isinstance(child, ast.ClassDef) and [name] == left:
-                yield child
-            elif isinstance(child, ast.ClassDef) and name == left[0]:
-                waiting.append((child, left[1:]))
-            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-                if name == left[0] and left[1:2] == ["<locals>"]:
-                    waiting.append((child, left[2:]))
-            elif not isinstance(child, ast.ClassDef):
-                waiting.append((child, left))

@@ -59,9 +59,32 @@ def test_the_nearest_file_at_or_above_the_working_directory_counts(
 
 def test_the_url_comes_from_the_same_places(elsewhere: Path) -> None:
     write(elsewhere / "dibs.toml", 'url = "./there"')
-    assert gather({}, {})[0] == "./there"
+    assert gather({}, {})[0] == f"{elsewhere}/./there"
     assert gather({}, {"DIBS_URL": "memory:"})[0] == "memory:"
     assert gather({"url": "./here"}, {"DIBS_URL": "memory:"})[0] == "./here"
+
+
+@pytest.mark.parametrize("name", ["dibs.toml", "pyproject.toml"])
+def test_a_relative_url_of_a_file_counts_from_the_file_and_others_from_the_working_directory(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    head = "[tool.dibs]\n" if name == "pyproject.toml" else ""
+    file = write(elsewhere / "project" / name, head + 'url = "shared/cache"')
+    below = elsewhere / "project" / "deep"
+    below.mkdir()
+    monkeypatch.chdir(below)
+    with dibs.open() as cache:
+        assert cache.url == f"file://{elsewhere}/project/shared/cache"
+    monkeypatch.setenv("DIBS_URL", "near")
+    with dibs.open() as cache:
+        assert cache.url == f"file://{below}/near"
+    assert not (below / "shared").exists()
+    for url in ("s3://bucket/x", "memory:", "/absolute"):
+        write(file, f"{head}url = '{url}'")
+        assert gather({}, {})[0] == url
+    write(file, f"{head}url = 's3:/bucket'")
+    with pytest.raises(SettingsError, match=re.escape(str(file))):
+        gather({}, {})
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, NamedTuple, Self
 
 from dibs.errors import SettingsError
 from dibs.liveness import BEATS_PER_TTL, TRUST_PER_TTL, TTL_MAX_S, TTL_MIN_S
+from dibs.stores import scheme_of
 
 
 class Unset:
@@ -104,7 +105,8 @@ def gather(arguments: Mapping[str, Any], environ: Mapping[str, str] = os.environ
     """Return the url (None: nowhere given) and the settings.
 
     `arguments` are those that were given; the rest comes from `DIBS_*` variables, then from the nearest
-    `dibs.toml` or `pyproject.toml` with `[tool.dibs]` at or above the working directory.
+    `dibs.toml` or `pyproject.toml` with `[tool.dibs]` at or above the working directory.  A relative path in the `url`
+    of a file counts from where the file is; in an argument or in `DIBS_URL` from the working directory.
     Raises SettingsError, which names the setting and where it stands.
     """
     found: dict[str, Any] = {}
@@ -169,10 +171,22 @@ def _from_files() -> tuple[str, dict[str, Any]]:
             if os.path.isfile(path):
                 table = _table_in(path, name)
                 if table is not None:
-                    return path, table
+                    return path, _with_url_from(path, table)
         if folder == os.path.dirname(folder):
             return "", {}
         folder = os.path.dirname(folder)
+
+
+def _with_url_from(path: str, table: dict[str, Any]) -> dict[str, Any]:
+    """The settings in the file at `path`, from whose folder a relative `url` counts."""
+    url = table.get("url")
+    if not isinstance(url, str) or not url:
+        return table
+    try:
+        plain = not scheme_of(url)
+    except SettingsError as error:
+        raise SettingsError(f"url ({path}): {error}") from None
+    return {**table, "url": os.path.join(os.path.dirname(path), os.path.expanduser(url))} if plain else table
 
 
 def _table_in(path: str, name: str) -> dict[str, Any] | None:

@@ -142,6 +142,26 @@ def test_an_outage_that_ends_in_time_is_outlived() -> None:
     assert bench.store.applied == 1
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_write_that_was_only_kept_waiting_is_asked_again_and_said_not_to_have_happened(ends: bool) -> None:
+    bench = Bench()
+    swap, busy = bench.store.swap, [True]
+
+    def behind_a_guard(name: str, old: str | None, new: bytes) -> str:
+        if busy[0]:
+            raise StoreUnavailable("the guard is locked", certain=True, passing=True)
+        return swap(name, old, new)
+
+    bench.store.swap = behind_a_guard  # type: ignore[method-assign]
+    if ends:
+        bench.runtime.clock.after(3.0, lambda: busy.__setitem__(0, False))
+        assert bench.write(7.0).cell == bench.there()
+    else:
+        with pytest.raises(StoreUnavailable, match="nothing was written") as raised:
+            bench.write(7.0)
+        assert raised.value.certain and "may have happened" not in str(raised.value)
+
+
 def test_a_resend_is_byte_for_byte_the_first_request() -> None:
     bench = Bench("lost", "lost")
     sent: list[bytes] = []

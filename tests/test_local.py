@@ -403,8 +403,9 @@ def test_a_stopped_writer_is_named_and_not_waited_for_for_ever(store: LocalStore
     try:
         assert read(store).data == b"x", "readers need no guard"
         store.limit_requests(0.05)
-        with pytest.raises(StoreUnavailable, match=rf"pid {child} \(stopped\)"):
+        with pytest.raises(StoreUnavailable, match=rf"pid {child} \(stopped\)") as raised:
             store.swap(NAME, version, b"y")
+        assert raised.value.certain, "who never had the guard has certainly not written"
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -163,7 +163,7 @@ class Cells:
         try:
             return Seen(cell, self.store.swap(name, seen.version, data), attempt)
         except StoreUnavailable as error:
-            if error.certain:
+            if error.certain and not error.passing:
                 raise
             return self._settle(name, seen, cell, attempt, data, patience_s, error)
         except Conflict:
@@ -187,6 +187,7 @@ class Cells:
     ) -> Seen:
         """Find out what became of a write that got no answer, and bring it to an end."""
         give_up_at = self.runtime.monotonic() + patience_s
+        certain = error.certain  # that none of the requests so far was done
         for round_ in count():  # ends when patience does
             pause_s = _BACKOFF_S[min(round_, len(_BACKOFF_S) - 1)] * (0.5 + self.runtime.jitter())
             if self.runtime.monotonic() + pause_s >= give_up_at:
@@ -196,7 +197,11 @@ class Cells:
                 record = self.store.read(name)
                 assert not isinstance(record, Unchanged)
                 if (None if record is None else record.version) == seen.version:
-                    return Seen(cell, self.store.swap(name, seen.version, data), attempt)
+                    try:
+                        return Seen(cell, self.store.swap(name, seen.version, data), attempt)
+                    except StoreUnavailable as again:
+                        certain = certain and again.certain
+                        raise
             except StoreUnavailable as again:
                 error = again
                 continue
@@ -206,7 +211,8 @@ class Cells:
             if record is not None and _attempt_of(record) == attempt:
                 return Seen(cell, record.version, attempt)
             raise Changed(name, record)
-        raise StoreUnavailable(f"{error} (given up after {patience_s:.1f} s; it may have happened)") from error
+        outcome = "nothing was written" if certain else "it may have happened"
+        raise StoreUnavailable(f"{error} (given up after {patience_s:.1f} s; {outcome})", certain) from error
 
     def change(
         self, name: str, key: str, claim: str, event: Callable[[Seen], Cell | None], patience_s: float

@@ -32,12 +32,12 @@ class StoreUnavailable(DibsError):
     """The store did not answer, or answered with a passing fault.
 
     A write that raises this may or may not have happened, and may still happen later; unless `certain`: then nothing
-    was written, and asking again won't help before somebody makes room.
+    was written, and asking again won't help before somebody makes room, unless the trouble is `passing`.
     """
 
-    def __init__(self, message: str = "", certain: bool = False) -> None:
+    def __init__(self, message: str = "", certain: bool = False, passing: bool = False) -> None:
         super().__init__(message)
-        self.certain = certain
+        self.certain, self.passing = certain, passing
 
 
 class StoreUnsuitable(DibsError):

@@ -139,5 +139,7 @@ class Guards:
         owner = process.flock_owner(guard.fd) or "an unknown process"
         raise StoreUnavailable(
             f"{self._root}/{DIRECTORY}/{guard.number:02x} has been locked for {self.limit_s:g} s by {owner}, "
-            "which should take microseconds. Let that process go on, or end it."
+            "which should take microseconds. Let that process go on, or end it.",
+            certain=True,
+            passing=True,
         )

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import dibs
-from dibs.errors import SettingsError
+from dibs.cache import _reopened
+from dibs.errors import SettingsError, StoreUnavailable
 from dibs.settings import Settings, check_terms, gather
 from tests.fakes import Counted
 
@@ -230,6 +231,14 @@ def test_read_only_reads_and_computes_but_never_writes(elsewhere: Path, monkeypa
             with pytest.raises(SettingsError, match="read_only"):
                 refused()
     assert contents() == before
+
+
+def test_read_only_makes_no_folder(elsewhere: Path) -> None:
+    with pytest.raises(StoreUnavailable, match=re.escape(f"there is no cache at {elsewhere}/absent")):
+        dibs.open("./absent", read_only=True)
+    with pytest.raises(StoreUnavailable, match="there is no cache"):
+        _reopened(f"file://{elsewhere}/absent", Settings(read_only=True))
+    assert not (elsewhere / "absent").exists()
 
 
 @pytest.mark.parametrize("arguments", [{"wait_s": -1}, {"wait_s": float("nan")}, {"expires_s": -1}])

@@ -447,4 +447,4 @@ def _reopened(url: str, settings: Settings) -> Cache:
     from dibs.runtime.system import system
     from dibs.stores import open_store
 
-    return Cache(open_store(url, system()), system(), settings)
+    return Cache(open_store(url, system(), make=not settings.read_only), system(), settings)

@@ -72,7 +72,7 @@ def open(  # noqa: A001 - dibs.open is its public name
         url = os.fspath(url)
     if url is None or isinstance(url, str):
         found, gathered = gather({"url": url, **arguments} if url is not None else arguments)
-        backend = open_store(found or _DEFAULT_URL, system())
+        backend = open_store(found or _DEFAULT_URL, system(), make=not gathered.read_only)
     else:
         _, gathered = gather(arguments)
         backend = url

@@ -55,7 +55,7 @@ def existing(options: argparse.Namespace, writes: bool = False) -> Iterator[Plac
     runtime = system()
     store = open_store(url, runtime)
     store.limit_requests(settings.beat)
-    card = read_card(store)
+    card = read_card(store, settings.read_only)
     if card is None:
         raise StoreUnavailable(_absent(store.url))
     with Cache(store, runtime, settings) as cache:

@@ -55,16 +55,17 @@ def directory_of(url: str) -> str | None:
     return None
 
 
-def open_store(url: str, runtime: Runtime) -> Backend:
+def open_store(url: str, runtime: Runtime, make: bool = True) -> Backend:
     """Open the store at `url`: a directory ("./cache", "file:///data/cache"), "memory:" or "s3://bucket/prefix".
 
+    A directory that isn't there is made, or, unless `make`, is StoreUnavailable.
     Raises SettingsError for a scheme that nobody knows, and StoreUnsuitable for a place that can't be a store.
     """
     if not url:
         raise SettingsError("no store is named: give a directory, or a URL such as s3://bucket/prefix")
     directory = directory_of(url)
     if directory is not None:
-        return _open_directory(directory, runtime)
+        return _open_directory(directory, runtime, make)
     scheme = scheme_of(url)
     known = {"memory": _open_memory, "s3": _open_s3}
     if opener := known.get(scheme):
@@ -85,10 +86,10 @@ def _offered() -> dict[str, Callable[[], Opener]]:
     return {point.name: point.load for point in entry_points(group=ENTRY_POINTS)}
 
 
-def _open_directory(path: str, runtime: Runtime) -> Backend:
+def _open_directory(path: str, runtime: Runtime, make: bool) -> Backend:
     from dibs.stores.local import LocalStore
 
-    return LocalStore(path, runtime)
+    return LocalStore(path, runtime, make=make)
 
 
 def _open_memory(url: str, runtime: Runtime) -> Backend:

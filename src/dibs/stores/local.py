@@ -35,7 +35,7 @@ PLACES_MAX: Final = 4096
 
 
 class LocalStore:
-    """See `store.Store` and `store.Blobs`; the folder is made, for this user only, if it isn't there.
+    """See `store.Store` and `store.Blobs`; with `make` the folder is made, for this user only, if it isn't there.
 
     Raises StoreUnsuitable on file systems that machines share, because neither locks nor in-place writes can be
     trusted there.  `type_of` is for tests.
@@ -45,12 +45,18 @@ class LocalStore:
     server: Final = ""
     dialects: Final = ("plain",)
 
-    def __init__(self, root: str, runtime: Runtime, type_of: Callable[[str], str | None] = local_disk.type_of) -> None:
+    def __init__(
+        self,
+        root: str,
+        runtime: Runtime,
+        type_of: Callable[[str], str | None] = local_disk.type_of,
+        make: bool = True,
+    ) -> None:
         self.root = os.path.realpath(root)
         self.dialect = self.dialects[0]
         self._runtime = runtime
         local_disk.check_type(self.root, type_of(self.root))
-        self._folder = Folder(self.root, runtime)
+        self._folder = Folder(self.root, runtime, make)
         self._blobs = LocalBlobs(self._folder, runtime)
         self._guards = local_guards.Guards(runtime, self.root, REQUEST_TIMEOUT_S)
         self._places: dict[str, tuple[str, int]] = {}

@@ -44,12 +44,15 @@ class Root:
 class Folder:
     """A folder, made for this user only if it isn't there."""
 
-    def __init__(self, path: str, runtime: Runtime) -> None:
+    def __init__(self, path: str, runtime: Runtime, make: bool = True) -> None:
         self.path = path
         self._runtime = runtime
         self._temps = 0
         try:
-            os.makedirs(path, mode=0o700, exist_ok=True)
+            if make:
+                os.makedirs(path, mode=0o700, exist_ok=True)
+            elif not os.path.isdir(path):
+                raise StoreUnavailable(f"there is no cache at {path}; the first worker that may write there makes it")
         except OSError as error:
             raise local_disk.translated(error, path) from error
         self.root: Root | None = None

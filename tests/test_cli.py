@@ -203,6 +203,12 @@ def test_show_prints_values_that_are_bytes_text_or_json(
     assert json.loads(capfdbinary.readouterr().out) == {"key": "text", "value": "hello"}
 
 
+def test_show_prints_what_json_cannot_say_as_python_would(run: Any, cache: dibs.Cache) -> None:
+    cache.put("t", (1, {2}, b"x"))
+    assert run("show", "t", "--value").out == "(1, {2}, b'x')\n"
+    assert json.loads(run("show", "t", "--value", "--json").out)["value_repr"] == "(1, {2}, b'x')"
+
+
 def test_show_loads_no_pickle_and_finds_no_value_where_none_is(run: Any, cache: dibs.Cache) -> None:
     ran = run("show", "pickle", "--value")
     assert ran.status == 1

@@ -22,6 +22,7 @@ from dibs.values import Values
 if TYPE_CHECKING:
     from dibs.cli.parser import Commands
 
+_PRINTABLE = ("bytes", "str", "json", "tagged-json")
 _NO_PICKLES = "the command line loads no pickles: they would run code"
 
 
@@ -59,7 +60,7 @@ def _print_value(place: Place, name: str, seen: Seen, out: Out) -> int:
     if value is None:
         say(f"{seen.cell.key!r} has no value: it is {_state(seen)}")
         return 1
-    if value.codec not in ("bytes", "str", "json"):
+    if value.codec.removesuffix("+zstd") not in _PRINTABLE:
         raise CodecError(f"the value of {seen.cell.key!r} is stored as {value.codec}: load it in Python with cache.get")
     values = Values(place.cells, place.store, Codec(_NO_PICKLES), signer_for(place.cache.settings))
     found = values.load(name, seen, lambda now: table.current(now.cell))
@@ -70,6 +71,8 @@ def _print_value(place: Place, name: str, seen: Seen, out: Out) -> int:
     if out.json:
         if isinstance(decoded, bytes):
             out.data({"key": seen.cell.key, "value_base64": base64.b64encode(decoded).decode()})
+        elif value.codec.startswith("tagged-json"):
+            out.data({"key": seen.cell.key, "value_repr": repr(decoded)})
         else:
             out.data({"key": seen.cell.key, "value": decoded})
     elif isinstance(decoded, bytes):
@@ -77,6 +80,8 @@ def _print_value(place: Place, name: str, seen: Seen, out: Out) -> int:
         sys.stdout.buffer.write(decoded)
     elif isinstance(decoded, str):
         sys.stdout.write(decoded if decoded.endswith("\n") or not out.terminal else f"{decoded}\n")
+    elif value.codec.startswith("tagged-json"):
+        out.line(repr(decoded))  # JSON can't say it
     else:
         out.data(decoded)
     return 0

@@ -306,12 +306,15 @@ class Graph:
         self.watch.size(vars(kind))
         functions = {name: functions_of(value) for name, value in members.items()}
         methods = [f for each in functions.values() for f in each if is_written(f) and self._counts(f)]
+        for name in [n for n in members if n.startswith("__") and not any(f in methods for f in functions[n])]:
+            del members[name]  # made by a library; which there are differs between versions of Python
         prefix = f"{kind.__qualname__}."
         own = [f for f in methods if f.__code__.co_qualname.startswith(prefix) and f.__module__ == kind.__module__]
         found = source.of_class(kind, [f.__code__ for f in own])
         if found is None:
             self._put(label, digest_of(sorted(members)), "no source: its members")
-            self._note(f"no source of {name_of(kind)} was found that matches what runs: its members count")
+            if own:  # else its members say everything
+                self._note(f"no source of {name_of(kind)} was found that matches what runs: its members count")
         else:
             nodes = [each.node for f in own if (each := source.of_code(f.__code__)) is not None]
             self._put(label, digest_of(normal_source(found.node, without=nodes)), found.first_line())

@@ -20,6 +20,8 @@ _MEMOIZE: Final = "memoize"
 _REWRITTEN: Final = ("@py_assert", "@pytest_ar")
 _OPTIMIZED: Final = 0x1
 """The flag of code objects of functions."""
+_FLAGS: Final = 0x3FF
+"""Without those of `from __future__`, which a notebook keeps from one cell to the next."""
 
 
 def normal_source(node: ast.AST, without: Collection[ast.AST] = ()) -> str:
@@ -104,7 +106,7 @@ def normal_code(code: types.CodeType) -> tuple[object, ...]:
         constants = [0 if value == code.co_firstlineno and type(value) is int else value for value in constants]
     return (
         code.co_name,
-        (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags),
+        (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _FLAGS),
         code.co_code,
         code.co_exceptiontable,
         code.co_names,

@@ -7,7 +7,6 @@ One object serves the whole process, because there is but one SIGTERM.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import logging
 import os
 import signal
@@ -23,6 +22,12 @@ logger = logging.getLogger(__name__)
 
 SIGTERM_LIMIT_S: Final = 5.0
 
+
+# Beneath what turns every number into an enumeration and back, which takes four times as long: each hold comes by.
+_set_handler: Final = getattr(signal.signal, "__wrapped__", signal.signal)
+_handler_of: Final = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
+_SIGTERM: Final = int(signal.SIGTERM)
+_DEFAULT: Final = int(signal.SIG_DFL)
 
 T = TypeVar("T")
 
@@ -53,6 +58,8 @@ class Leaving:
         self._registered = False
         self._keepers: set[int] = set()
         self._running = self._asked_to_die = False
+        self._handler = self._terminated
+        """One object for as long as this lives, so that it is known again."""
 
     def keeps(self, keeper: int, something: bool) -> None:
         """SIGTERM is caught only while something is held: a caught one waits for the main thread.
@@ -64,14 +71,16 @@ class Leaving:
             self._keepers.add(keeper)
         else:
             self._keepers.discard(keeper)
-        if self._running or threading.current_thread() is not threading.main_thread():
+        if self._running or threading.get_ident() != threading.main_thread().ident:
             return
-        caught = signal.getsignal(signal.SIGTERM)
-        with contextlib.suppress(ValueError):  # a subinterpreter
-            if self._keepers and caught is signal.SIG_DFL:  # a handler of the application's own is left alone
-                signal.signal(signal.SIGTERM, self._terminated)
-            elif not self._keepers and caught == self._terminated:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        caught = _handler_of(_SIGTERM)
+        try:
+            if self._keepers and caught == _DEFAULT:  # a handler of the application's own is left alone
+                _set_handler(_SIGTERM, self._handler)
+            elif not self._keepers and caught is self._handler:
+                _set_handler(_SIGTERM, _DEFAULT)
+        except ValueError:  # a subinterpreter
+            pass
 
     def add(self, callback: Callable[[], None]) -> None:
         """Call back at the end, unless `callback` is a method of something that is gone by then."""

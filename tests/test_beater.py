@@ -29,6 +29,7 @@ from dibs.errors import LockLost, SettingsError, WaitTimeout
 from dibs.names import LOCKS, record_name
 from dibs.runtime import process
 from dibs.runtime.system import SystemRuntime, system
+from dibs.store import limited_s
 from dibs.stores.memory import MemoryStore
 from tests.fakes import FaultyStore, until
 from tests.test_hold import TTL_S, Worker, losses
@@ -400,8 +401,6 @@ class Helped:
         self.worker = Worker()
         self.runtime = self.worker.runtime
         self.store = FaultyStore(self.worker.memory)
-        self.limits: list[float] = []
-        self.store.limit_requests = self.limits.append  # type: ignore[attr-defined]
         monkeypatch.setattr(beating, "system", lambda: self.runtime)
         monkeypatch.setattr(beating, "open_store", lambda url, runtime: self.store)
         self.board, self.someone = Board(), Someone()
@@ -567,13 +566,20 @@ def test_a_store_that_was_down_is_asked_again_soon(helped: Helped) -> None:
     assert hold.held and helped.worker.cell().hold.beat == 1
 
 
-def test_requests_of_the_helper_take_at_most_the_shortest_beat(helped: Helped) -> None:
-    assert helped.limits == [10.0]
-    helped.worker.hold()
-    helped.beats._board.notify(0, notice(beat_s=2.0))
-    helped.beats._watched.clear()
+def test_requests_of_the_helper_take_at_most_one_beat_of_the_hold_that_they_are_for(helped: Helped) -> None:
+    limits: list[float] = []
+    helped.store.before = lambda kind, name: limits.append(limited_s(99.0))
+    hold = helped.worker.hold()
+    limits.clear()
+    helped.late()
+    assert set(limits) == {10.0}
+    seat = helped.board.take()
+    assert seat is not None and helped.board.notify(seat, notice(beat_s=2.0))
     helped.look()
-    assert helped.limits == [10.0, 2.0]
+    assert limits[-1] == 2.0
+    limits.clear()
+    helped.late()
+    assert hold.held and 10.0 in limits
 
 
 def test_a_release_that_crosses_a_beat_of_the_helper_wins(helped: Helped) -> None:

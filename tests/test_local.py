@@ -18,7 +18,7 @@ import pytest
 
 from dibs.errors import Conflict, SettingsError, StoreUnavailable, StoreUnsuitable
 from dibs.runtime import Runtime
-from dibs.store import Listed, Record
+from dibs.store import Listed, Record, asked_within
 from dibs.stores import local_disk, open_store
 from dibs.stores.local import LocalStore
 from dibs.stores.local_slots import HEADER_SIZE
@@ -406,6 +406,9 @@ def test_a_stopped_writer_is_named_and_not_waited_for_for_ever(store: LocalStore
         with pytest.raises(StoreUnavailable, match=rf"pid {child} \(stopped\)") as raised:
             store.swap(NAME, version, b"y")
         assert raised.value.certain, "who never had the guard has certainly not written"
+        store._guards.limit_s = 30.0
+        with asked_within(0.05), pytest.raises(StoreUnavailable, match=r"locked for 0\.05 s"):
+            store.swap(NAME, version, b"y")
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dibs.liveness import trusted_for_s
-from dibs.names import KEYS, record_name
+from dibs.names import KEYS, LOCKS, record_name
 from dibs.runtime.system import SystemRuntime
 from dibs.settings import beat_of
+from dibs.store import limited_s
 from dibs.stores.memory import MemoryStore
 from tests.fakes import FaultyStore, HandRuntime, cache_on, crowd, until
 from tests.test_cells import Bench
@@ -66,12 +67,18 @@ def test_a_reader_whose_blob_was_replaced_meanwhile_gets_the_new_value_and_repor
 
 def test_a_request_takes_at_most_one_beat_of_the_cache_and_of_each_lock() -> None:
     limits: list[float] = []
+    taken: dict[str, set[float]] = {}
     store = FaultyStore(MemoryStore(HandRuntime()))
     store.limit_requests = limits.append  # type: ignore[method-assign]
+    store.before = lambda kind, name: taken.setdefault(name, set()).add(limited_s(limits[-1]))
     cache = cache_on(store, ttl_s=60.0)
-    assert limits and min(limits) <= beat_of(60.0, None)
-    with cache.lock("deploy", ttl_s=6.0):
-        assert min(limits) <= beat_of(6.0, None)
+    with cache.lock("deploy", ttl_s=6.0) as lock, cache.lock("usual"):
+        lock.beat()
+        cache.put("key", "value")
+    cache.get("key")
+    # then the short-lived lock is in a hurry, and nobody else because of it.
+    assert taken[record_name(LOCKS, "deploy")] == {beat_of(6.0, None)}
+    assert taken[record_name(LOCKS, "usual")] == taken[record_name(KEYS, "key")] == {beat_of(60.0, None)}
 
 
 def test_threads_that_follow_another_send_one_request_each(tmp_path: Path) -> None:

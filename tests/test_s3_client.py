@@ -10,8 +10,8 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from dibs.errors import SettingsError
-from dibs.store import Record
+from dibs.errors import SettingsError, StoreUnavailable
+from dibs.store import Record, asked_within
 from dibs.stores.s3 import UNQUOTED, S3Store
 from dibs.testing.proxy import FaultProxy
 from dibs.testing.proxy_faults import delayed, nth
@@ -131,6 +131,22 @@ def test_a_limit_holds_from_the_next_request_on_and_only_shortens(proxied: S3Sto
     assert len(proxy.fired) == 1
     with pytest.raises(SettingsError):
         proxied.limit_requests(0)
+
+
+def test_who_is_in_a_hurry_shortens_nobody_elses_requests(proxied: S3Store, proxy: FaultProxy) -> None:
+    proxy.plan = nth(delayed(0.6), "GET")
+    with asked_within(0.3), pytest.raises(StoreUnavailable):
+        data_of(proxied)
+    assert proxied.request_timeout_s == 10.0
+    proxy.plan = nth(delayed(0.6), "GET")
+    assert data_of(proxied) is None
+    assert len(proxy.fired) == 2
+    clients = proxied._clients._made
+    assert clients is not None
+    for number in range(100):
+        with asked_within(0.3 + number / 100):
+            proxied._clients.records()
+    assert len(clients.clients) == 4
 
 
 def test_the_server_is_named_by_its_address(proxied: S3Store, proxy: FaultProxy) -> None:

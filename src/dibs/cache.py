@@ -335,7 +335,6 @@ class Cache:
         ttl_s = terms.ttl_s if ttl_s is None else ttl_s
         hold_max_s = terms.hold_max_s if hold_max_s is None else hold_max_s
         check_terms(ttl_s, beat_s, hold_max_s)
-        self._store.limit_requests(beat_of(ttl_s, beat_s))
         return Terms(ttl_s, beat_of(ttl_s, beat_s), hold_max_s, terms.manual)
 
     def unlock(self, name: str) -> bool:

@@ -8,8 +8,9 @@ the identical request is sent again, of which at most one copy can land; anythin
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from itertools import count
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, cast
 
 from dibs.card import Card, raise_floor
 from dibs.cell import TRAIL_LENGTH_MAX, Cell, how_ended
@@ -17,7 +18,7 @@ from dibs.errors import Conflict, StoreUnavailable
 from dibs.events import Events
 from dibs.record import Damaged, decode, encode
 from dibs.runtime import Runtime
-from dibs.store import UNCHANGED, Record, Store, Unchanged, Version
+from dibs.store import UNCHANGED, Record, Store, Unchanged, Version, asked_within
 
 _HEALS_MAX: Final = 20
 _ABANDONED_MAX: Final = 1000
@@ -61,6 +62,12 @@ class Cells:
         self._abandoned: dict[str, None] = {}
         self._left: dict[str, Seen] = {}
         self._settled: dict[str, tuple[Seen, float]] = {}
+
+    def within(self, seconds: float) -> Cells:
+        """The same cells, asked for with requests that take at most so long."""
+        cells = copy(self)
+        cells.store = cast(Store, _Hurried(self.store, seconds))
+        return cells
 
     def abandon(self, claim: str) -> None:
         """Remember that nobody stands behind this claim, should its request land late."""
@@ -241,6 +248,24 @@ class Cells:
                     ) from conflict
                 self.runtime.sleep(0.001 * min(round_, 50) * self.runtime.jitter())
         raise StoreUnavailable(f"{key!r} in {self.store.url} was changed by others 200 times in a row")
+
+
+class _Hurried:
+    """A store whose reads and swaps take at most `seconds`."""
+
+    def __init__(self, store: Store, seconds: float) -> None:
+        self._store, self._seconds = store, seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def read(self, name: str, unless: Version | None = None) -> Record | None | Literal[Unchanged.UNCHANGED]:
+        with asked_within(self._seconds):
+            return self._store.read(name, unless)
+
+    def swap(self, name: str, old: Version | None, new: bytes) -> Version:
+        with asked_within(self._seconds):
+            return self._store.swap(name, old, new)
 
 
 def _reaches_back(now: Cell, before: Cell) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from copy import copy
 from typing import Final, Generic, NamedTuple, TypeVar
 from weakref import ref
 
@@ -102,6 +103,14 @@ class Contender:
         # Threads that take steps of tasks: as many as requests may be on their way to a server; in a folder a step
         # takes microseconds, and more threads would only fight the event loop for the interpreter.
         self.pool = Pool(self.runtime, _THREADS_REMOTE if cells.store.remote else _THREADS_LOCAL)
+
+    def within(self, beat_s: float) -> Contender:
+        """One whose holds beat so often: each of its requests takes at most that long, and others' are left alone."""
+        if beat_s >= self.cells.store.request_timeout_s:
+            return self
+        contender = copy(self)
+        contender.cells = self.cells.within(beat_s)
+        return contender
 
     def contending(
         self,

@@ -44,7 +44,7 @@ class Lock:
         self.name = name
         # The cache, which gives up at exit what is held, is there as long as its locks: of open(…).try_lock(…) too.
         self._owner = owner
-        self._contender = contender
+        self._contender = contender.within(terms.beat_s)
         self._terms = terms
         self._wait_s = wait_s
         self._reentrant = reentrant

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from enum import Enum
 from typing import BinaryIO, Final, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -26,6 +27,27 @@ RECORD_SIZE_MAX: Final = 64 * 1024
 
 INLINE_SIZE_MAX: Final = 16 * 1024
 """Bytes.  Larger values go to a blob."""
+
+
+_limit_s: ContextVar[float] = ContextVar("dibs_request_limit_s", default=float("inf"))
+
+
+@contextmanager
+def asked_within(seconds: float) -> Iterator[None]:
+    """Let each `read` and `swap` in this block, by this thread, take at most so long; see `limited_s`."""
+    token = _limit_s.set(min(seconds, _limit_s.get()))
+    try:
+        yield
+    finally:
+        _limit_s.reset(token)
+
+
+def limited_s(request_timeout_s: float) -> float:
+    """How long a request may take that is sent now: as the store says, or less when its sender is in a hurry.
+
+    A lock with a beat of its own is: waiting longer for an answer than until the next beat would lose it.
+    """
+    return min(request_timeout_s, _limit_s.get())
 
 
 class Record(NamedTuple):
@@ -82,7 +104,7 @@ class Store(Protocol):
 
     @property
     def request_timeout_s(self) -> float:
-        """The longest that one `read` or `swap` takes before it raises `StoreUnavailable`."""
+        """The longest that one `read` or `swap` takes before it raises `StoreUnavailable`; see also `limited_s`."""
 
     def limit_requests(self, seconds: float) -> None:
         """Let a `read` or `swap` take at most this long from now on, if they could take longer."""

@@ -23,7 +23,7 @@ from dibs.events import Events
 from dibs.record import Damaged, decode
 from dibs.runtime import process
 from dibs.runtime.system import system
-from dibs.store import Record, Unchanged
+from dibs.store import Record, Unchanged, asked_within
 from dibs.stores import open_store
 
 THREADS_MAX: Final = 32
@@ -61,7 +61,6 @@ class Beats:
         self._store = open_store(orders["url"], self._runtime)
         self._store.dialect = orders["dialect"]
         self._shortest_s = float(orders["beat_s"])
-        self._store.limit_requests(self._shortest_s)
         self._cells = Cells(self._store, self._runtime, Card(""), Events(self._runtime))
         self._watched: dict[int, Watched] = {}
         board.say_ready(orders["number"], *process.this())
@@ -120,7 +119,6 @@ class Beats:
             watched = self._watched[seat] = Watched(notice)
             if notice.beat_s < self._shortest_s:
                 self._shortest_s = notice.beat_s
-                self._store.limit_requests(notice.beat_s)
         return watched
 
     # -- one beat ------------------------------------------------------------------------------------------------
@@ -132,7 +130,8 @@ class Beats:
             notice = self._still_late(seat, watched)
             if notice is not None:
                 beat_s = notice.beat_s
-                done = self._rewrite(seat, watched, notice)
+                with asked_within(beat_s):
+                    done = self._rewrite(seat, watched, notice)
         except DibsError:
             watched.seen = None  # tried again soon; nobody else can be told while the holder can't listen
         finally:

@@ -15,6 +15,7 @@ from typing import Final
 
 from dibs.errors import StoreUnavailable
 from dibs.runtime import Runtime, process
+from dibs.store import limited_s
 
 COUNT: Final = 64
 YIELDS: Final = 4
@@ -121,7 +122,8 @@ class Guards:
             return os.open(path, _OPEN, 0o600, dir_fd=root_fd)
 
     def _wait(self, guard: Guard) -> None:
-        deadline = self._runtime.monotonic() + self.limit_s
+        limit_s = limited_s(self.limit_s)
+        deadline = self._runtime.monotonic() + limit_s
         pause, tries = PAUSE_S_MIN, 0
         while True:
             if tries < YIELDS:
@@ -138,7 +140,7 @@ class Guards:
                     break
         owner = process.flock_owner(guard.fd) or "an unknown process"
         raise StoreUnavailable(
-            f"{self._root}/{DIRECTORY}/{guard.number:02x} has been locked for {self.limit_s:g} s by {owner}, "
+            f"{self._root}/{DIRECTORY}/{guard.number:02x} has been locked for {limit_s:g} s by {owner}, "
             "which should take microseconds. Let that process go on, or end it.",
             certain=True,
             passing=True,

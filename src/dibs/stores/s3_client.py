@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from math import floor, log2
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from dibs.errors import SettingsError
 from dibs.runtime import Runtime
+from dibs.store import limited_s
 from dibs.stores.s3_errors import Doing, answer_of, code_of, status_of, translated
 
 QUERY_NAMES: Final = ("endpoint_url", "region", "profile", "addressing", "checksums")
@@ -115,7 +117,7 @@ class _Made(NamedTuple):
 
     process: str
     session: Any
-    clients: dict[str, Any]
+    clients: dict[tuple[str, float], Any]
 
 
 class Clients:
@@ -155,12 +157,16 @@ class Clients:
             return dict(self._requests)
 
     def records(self) -> Any:
-        """The client for records: one attempt, within `request_timeout_s`."""
-        return self._client("records")
+        """The client for records: one attempt, within `request_timeout_s`, or less for whoever is in a hurry."""
+        limit_s = limited_s(self._request_timeout_s)
+        if limit_s < self._request_timeout_s:
+            # Rounded down, so that they stay few.
+            return self._client("records", 2.0 ** floor(log2(limit_s)))
+        return self._client("records", limit_s)
 
     def bulk(self) -> Any:
         """The client for blobs and listings, whose requests may be sent again."""
-        return self._client("bulk")
+        return self._client("bulk", 0.0)
 
     @contextmanager
     def talking(self, doing: Doing) -> Iterator[None]:
@@ -191,16 +197,16 @@ class Clients:
         self._lock = self._runtime.lock()
         self._requests = Counter()
 
-    def _client(self, kind: str) -> Any:
+    def _client(self, kind: str, timeout_s: float) -> Any:
         made, process = self._made, self._runtime.process()
-        if made is not None and made.process == process and kind in made.clients:
-            return made.clients[kind]
+        if made is not None and made.process == process and (kind, timeout_s) in made.clients:
+            return made.clients[kind, timeout_s]
         with self._lock:
             if self._made is None or self._made.process != process:
                 self._made = _Made(process, self._session(), {})
-            if kind not in self._made.clients:
-                self._made.clients[kind] = self._make(self._made.session, kind)
-            return self._made.clients[kind]
+            if (kind, timeout_s) not in self._made.clients:
+                self._made.clients[kind, timeout_s] = self._make(self._made.session, kind, timeout_s)
+            return self._made.clients[kind, timeout_s]
 
     def _session(self) -> Any:
         import boto3
@@ -211,11 +217,11 @@ class Clients:
         profile, region = self._settings.profile, self._settings.region
         return boto3.Session(botocore_session=core, profile_name=profile, region_name=region)
 
-    def _make(self, session: Any, kind: str) -> Any:
+    def _make(self, session: Any, kind: str, timeout_s: float) -> Any:
         from botocore.config import Config
 
         if kind == "records":
-            connect_s, read_s = CONNECT_SHARE * self._request_timeout_s, READ_SHARE * self._request_timeout_s
+            connect_s, read_s = CONNECT_SHARE * timeout_s, READ_SHARE * timeout_s
             attempts_max = 1
         else:
             connect_s, read_s = BULK_CONNECT_TIMEOUT_S, BULK_READ_TIMEOUT_S

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from typing import Any, BinaryIO, Final, Literal, Protocol, TypeVar
 
 from dibs.errors import Conflict, DibsError, StoreUnavailable
-from dibs.store import UNCHANGED, Listed, Record, Source, Unchanged, Version, checked_name
+from dibs.store import UNCHANGED, Listed, Record, Source, Unchanged, Version, checked_name, limited_s
 from dibs.testing.simulator.hosts import Host, Process
 from dibs.testing.simulator.scheduler import Scheduler, Task
 from dibs.testing.simulator.settings import Settings
@@ -185,7 +185,7 @@ class SimStore:
         scheduler, chance = self.scheduler, self.scheduler.chance
         task = scheduler.running()
         request = Request(self, task, apply)
-        timeout_s = self.request_timeout_s / self._process.host.rate
+        timeout_s = limited_s(self.request_timeout_s) / self._process.host.rate
         there_s, back_s = self._latency_s(), self._latency_s()
         fate = self._observer.fate(self._process, what, name)
         self._observer.strike(self._process, there_s + back_s)
@@ -226,7 +226,8 @@ class SimStore:
     def _latency_s(self) -> float:
         chance, usual_s = self.scheduler.chance, self._observer.settings.latency_s / 2
         latency_s = usual_s * (0.5 + chance.random()) if chance.random() < 0.95 else usual_s * 8 * chance.random()
-        return min(latency_s, 0.4 * self.request_timeout_s)  # requests that time out are a fault, not the usual
+        # Requests that time out are a fault, not the usual.
+        return min(latency_s, 0.4 * limited_s(self.request_timeout_s))
 
     # --- records ---
 

@@ -58,7 +58,7 @@ def _partial(value: Any, walk: Walk) -> bytes:
 
 
 def _wrapped(value: Any, walk: Walk) -> bytes:
-    """What functools.lru_cache makes: the function in it."""
+    """What functools.lru_cache makes, or memoize: the function in it."""
     return walk.known(b"cached", walk.attribute(value.__wrapped__, ".__wrapped__"))
 
 
@@ -93,6 +93,8 @@ _CALLABLES: Final[dict[str, Encoder]] = {
     "builtins:method": _method,
     "functools:partial": _partial,
     "functools:_lru_cache_wrapper": _wrapped,
+    "dibs:Memoized": _wrapped,
+    "dibs:AsyncMemoized": _wrapped,
     "builtins:staticmethod": _static_or_class_method,
     "builtins:classmethod": _static_or_class_method,
     "operator:itemgetter": _getter,

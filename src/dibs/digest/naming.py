@@ -29,7 +29,8 @@ def module_name(obj: Any) -> str:
 
 
 def _main_name() -> str:
-    main = sys.modules.get("__main__")
+    # While a spawned child imports the program, only the second name leads to it; in its parent both do.
+    main = sys.modules.get("__mp_main__") or sys.modules.get("__main__")
     spec_name = getattr(getattr(main, "__spec__", None), "name", None)
     if isinstance(spec_name, str) and spec_name not in _MAIN:
         return spec_name

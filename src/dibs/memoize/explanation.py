@@ -78,7 +78,7 @@ class Explanation(NamedTuple):
                 f"no other entry of this function was found ({self.looked_at} looked at): nothing to compare with"
             )
         lines += [f"note: {note}" for note in self.notes]
-        return "\n".join(lines)
+        return "\n".join(map(_printable, lines))
 
 
 def _change_lines(change: Change, width: int) -> list[str]:
@@ -94,6 +94,11 @@ def _change_lines(change: Change, width: int) -> list[str]:
     if change.hint:
         lines.append(f"  {'':<{width}}  hint: {change.hint}")
     return lines
+
+
+def _printable(line: str) -> str:
+    """Names, previews and errors come from a store: on a terminal they must not act."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
 
 
 def _short(label: str, text: str) -> str:

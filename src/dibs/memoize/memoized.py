@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import inspect
+import sys
+import types
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, Self, TypeVar, overload
 
@@ -78,28 +81,30 @@ class _Memoized(Generic[P, T]):
 
     __wrapped__: Callable[..., Any]
 
-    def __init__(
-        self,
-        keeper: Keeper,
-        function: Callable[..., Any],
-        recipe: Recipe,
-        options: Options,
-        before: tuple[Any, ...] = (),
-    ) -> None:
-        functools.update_wrapper(self, function)  # type: ignore[arg-type]
+    def __init__(self, keeper: Keeper, function: Callable[..., Any], recipe: Recipe, options: Options) -> None:
+        functools.update_wrapper(self, function, updated=())  # type: ignore[arg-type]
+        # What else stands on the function, but for what would hide a method of ours.
+        vars(self).update((name, value) for name, value in _attributes(function) if not hasattr(type(self), name))
         self._keeper = keeper
         self._function = function
         self._recipe = recipe
         self._options = options
-        self._before = before
+        self._before: tuple[Any, ...] = ()
         """What a method is bound to; it comes first among the arguments."""
+        self._attribute: str | None = None
+        """Under what name its class has it, if it is a method."""
+        self._wants_class = _is_written_for_a_class(function)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        private = name.startswith("__") and not name.endswith("__")
+        self._attribute = f"_{owner.__name__.lstrip('_')}{name}" if private else name
 
     @property
     def name(self) -> str:
         """The name that this function's keys begin with."""
         return self._recipe.name
 
-    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+    def key(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """The key of this call: "<function>/<40 hex digits>".  Raises Undigestible for arguments without a digest."""
         return self._call(args, kwargs).key
 
@@ -131,6 +136,11 @@ class _Memoized(Generic[P, T]):
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
         recipe = self._recipe
+        if self._wants_class and not self._before and args and not isinstance(args[0], type):
+            raise TypeError(
+                f"{recipe.name}: {args[0]!r:.80} stands where the class is expected: put @cache.memoize above "
+                "@classmethod, not below"
+            )
         values = recipe.values(self._before + args, kwargs)
         code = recipe.identity.code()
         try:
@@ -165,18 +175,28 @@ class _Memoized(Generic[P, T]):
             raise KeyError(f"{key} has no value now; call the function, or give a default")
         return default
 
+    def _has(self, key: str) -> bool:
+        try:
+            return key in self._keeper
+        except StoreUnavailable:
+            if self._keeper.settings.on_unavailable != "compute":
+                raise
+            return False
+
     def _bound(self, instance: object) -> Self:
-        return type(self)(self._keeper, self._function, self._recipe, self._options, (instance,))
+        bound = object.__new__(type(self))
+        vars(bound).update(vars(self), _before=(instance,), __wrapped__=types.MethodType(self._function, instance))
+        return bound
 
     def __reduce__(self) -> Any:
         if self._before:
-            return getattr, (self._before[0], self.__name__)  # type: ignore[attr-defined]
-        found: Any = inspect.getmodule(self._function)
-        for part in self.__qualname__.split("."):  # type: ignore[attr-defined]
-            found = getattr(found, part, None) if part != "<locals>" else None
-        if found is self:
-            return self.__qualname__
-        return type(self), (self._keeper, self._function, self._recipe, self._options)
+            instance, name = self._before[0], self._attribute or self._function.__name__
+            found = getattr(instance, name, None)
+            if isinstance(found, _Memoized) and found._recipe is self._recipe and found is not self:
+                return getattr, (instance, name)
+        elif _by_name(self):
+            return self.__qualname__  # type: ignore[attr-defined]
+        return copyreg.__newobj__, (type(self),), vars(self)  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
         return f"<memoized {self._recipe.name} in {self._keeper!r}>"
@@ -185,7 +205,7 @@ class _Memoized(Generic[P, T]):
 class Memoized(_Memoized[P, T]):
     """A function that is computed once per key; call it as before."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """The function's result: from the cache, or computed here or elsewhere, once.
 
         Raises what the function raises, Undigestible for an argument without a digest, and what
@@ -196,7 +216,7 @@ class Memoized(_Memoized[P, T]):
         call = self._call(args, kwargs)
         return self._keeper._ask(call.key, self._compute(call, args, kwargs), self._ask(call))  # type: ignore[no-any-return]
 
-    def recompute(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    def recompute(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Compute this call anew, or join whoever is doing so; until then `stale_ok` readers get the old value."""
         if self._keeper.settings.disable:
             return self._function(*self._before, *args, **kwargs)  # type: ignore[no-any-return]
@@ -204,15 +224,15 @@ class Memoized(_Memoized[P, T]):
         ask = self._ask(call, recompute=True)
         return self._keeper._ask(call.key, self._compute(call, args, kwargs), ask)  # type: ignore[no-any-return]
 
-    def peek(self, *args: Any, default: Any = UNSET, **kwargs: Any) -> Any:
+    def peek(self, /, *args: Any, default: Any = UNSET, **kwargs: Any) -> Any:
         """The value if it is there now, else `default`; KeyError without one.  Never computes, never waits."""
         return self._peek(self._call(args, kwargs).key, default)
 
-    def is_done(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+    def is_done(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """True when there is a value for this call now."""
         return self._call(args, kwargs).key in self._keeper
 
-    def forget(self, *args: P.args, **kwargs: P.kwargs) -> None:
+    def forget(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Forget the value, and the failures, of this call."""
         self._keeper.forget(self._call(args, kwargs).key)
 
@@ -220,14 +240,15 @@ class Memoized(_Memoized[P, T]):
         """Forget every value of this function, of all versions of its code; returns how many keys there were."""
         return self._keeper._forget_family(self._recipe.name)
 
-    def shelve(self, *args: P.args, **kwargs: P.kwargs) -> Shelved[T]:
+    def shelve(self, /, *args: P.args, **kwargs: P.kwargs) -> Shelved[T]:
         """Make sure that the value is there, and return a small reference to send around; `.get()` loads it."""
         call = self._call(args, kwargs)
-        if call.key not in self._keeper:
-            self._keeper._ask(call.key, self._compute(call, args, kwargs), self._ask(call))
-        return Shelved(self._keeper, call.key)
+        if self._has(call.key):
+            return Shelved(self._keeper, call.key)
+        value = self._keeper._ask(call.key, self._compute(call, args, kwargs), self._ask(call))
+        return Shelved(self._keeper, call.key, () if self._has(call.key) else (value,))
 
-    def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+    def explain(self, /, *args: P.args, **kwargs: P.kwargs) -> Explanation:
         """Why this call is a hit or a miss: print it."""
         return self._explain(args, kwargs)
 
@@ -249,17 +270,17 @@ class Memoized(_Memoized[P, T]):
 class AsyncMemoized(_Memoized[P, T]):
     """An async function that is computed once per key; await it as before.  A waiting task blocks nobody."""
 
-    if not TYPE_CHECKING and hasattr(inspect, "markcoroutinefunction"):  # from Python 3.12 on
+    if not TYPE_CHECKING:
 
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
-            inspect.markcoroutinefunction(self)
+            _mark_as_coroutine_function(self)
 
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """As Memoized.__call__; the function itself runs in the calling task."""
         return await self._asked(args, kwargs, recompute=False)
 
-    async def recompute(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def recompute(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """As Memoized.recompute."""
         return await self._asked(args, kwargs, recompute=True)
 
@@ -278,17 +299,17 @@ class AsyncMemoized(_Memoized[P, T]):
         """The call; digesting large arguments and the first look at the code version must not hold up the loop."""
         return await self._keeper._aside(lambda: self._call(args, kwargs))
 
-    async def peek(self, *args: Any, default: Any = UNSET, **kwargs: Any) -> Any:
+    async def peek(self, /, *args: Any, default: Any = UNSET, **kwargs: Any) -> Any:
         """As Memoized.peek."""
         call = await self._called(args, kwargs)
         return await self._keeper._aside(lambda: self._peek(call.key, default))
 
-    async def is_done(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+    async def is_done(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """As Memoized.is_done."""
         call = await self._called(args, kwargs)
         return await self._keeper._aside(lambda: call.key in self._keeper)
 
-    async def forget(self, *args: P.args, **kwargs: P.kwargs) -> None:
+    async def forget(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """As Memoized.forget."""
         call = await self._called(args, kwargs)
         await self._keeper._aside(lambda: self._keeper.forget(call.key))
@@ -297,14 +318,16 @@ class AsyncMemoized(_Memoized[P, T]):
         """As Memoized.forget_all."""
         return await self._keeper._aside(lambda: self._keeper._forget_family(self._recipe.name))
 
-    async def shelve(self, *args: P.args, **kwargs: P.kwargs) -> Shelved[T]:
+    async def shelve(self, /, *args: P.args, **kwargs: P.kwargs) -> Shelved[T]:
         """As Memoized.shelve."""
         call = await self._called(args, kwargs)
-        if not await self._keeper._aside(lambda: call.key in self._keeper):
-            await self._asked(args, kwargs, recompute=False)
-        return Shelved(self._keeper, call.key)
+        if await self._keeper._aside(lambda: self._has(call.key)):
+            return Shelved(self._keeper, call.key)
+        value = await self._asked(args, kwargs, recompute=False)
+        kept = await self._keeper._aside(lambda: self._has(call.key))
+        return Shelved(self._keeper, call.key, () if kept else (value,))
 
-    async def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+    async def explain(self, /, *args: P.args, **kwargs: P.kwargs) -> Explanation:
         """As Memoized.explain."""
         return await self._keeper._aside(lambda: self._explain(args, kwargs))
 
@@ -333,14 +356,64 @@ def memoized(
     """Wrap `function`: a plain or an async one, a method, a static or a class method."""
     if isinstance(function, staticmethod | classmethod):
         return _OfClass(memoized(keeper, function.__func__, options, recipe_options), type(function))
+    if isinstance(function, types.MethodType):
+        unbound: Any = memoized(keeper, function.__func__, options, recipe_options)
+        return unbound._bound(function.__self__)  # type: ignore[no-any-return]
     _refuse_what_cannot_be_memoized(function)
     if options.codec is not None:
         check_known(options.codec, "memoize")
     recipe = Recipe(function, **recipe_options)
-    called = function if not isinstance(function, functools.partial) else function.func
-    is_async = inspect.iscoroutinefunction(called) or isinstance(called, AsyncMemoized)
-    kind: type[Any] = AsyncMemoized if is_async else Memoized
-    return kind(keeper, function, recipe, options)  # type: ignore[no-any-return]
+    kind: type[Any] = AsyncMemoized if _is_async(function) else Memoized
+    made = kind(keeper, function, recipe, options)
+    if isinstance(function, _Memoized) and function._keeper is keeper and function.name == made.name:
+        raise SettingsError(f"memoize: {made.name} is memoized in this cache already, and would wait for itself")
+    return made  # type: ignore[no-any-return]
+
+
+def _is_async(function: Any) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    kinds = function, getattr(type(function), "__call__", None)  # noqa: B004 - of a callable object
+    return isinstance(function, AsyncMemoized) or any(map(inspect.iscoroutinefunction, kinds))
+
+
+def _attributes(function: Any) -> list[tuple[str, Any]]:
+    return list(getattr(function, "__dict__", {}).items()) if isinstance(function, types.FunctionType) else []
+
+
+def _is_written_for_a_class(function: Any) -> bool:
+    """True for what can only be the inside of a class method.
+
+    From Python 3.13 on, `@classmethod` above `@cache.memoize` doesn't tell us the class, but for calls.
+    """
+    if not isinstance(function, types.FunctionType) or function.__code__.co_varnames[:1] != ("cls",):
+        return False
+    where, _, _ = function.__qualname__.rpartition(".")
+    return bool(where) and not where.endswith("<locals>") and function.__code__.co_argcount > 0
+
+
+def _by_name(memoized: _Memoized[..., Any]) -> bool:
+    """True when a pickle may just name it: where the pickle is loaded, the name means the same."""
+    module = getattr(memoized, "__module__", None)
+    found: Any = sys.modules.get(module or "")
+    for part in getattr(memoized, "__qualname__", "<locals>").split("."):
+        found = getattr(found, part, None)
+    if found is not memoized:
+        return False
+    # cloudpickle sends what belongs to the program itself by value, since other programs don't have it; but it asks
+    # functions and classes only, and there is no other way to learn who asks here.
+    asker = sys._getframe(2).f_globals.get("__name__", "")
+    return module != "__main__" or "cloudpickle" not in asker
+
+
+def _mark_as_coroutine_function(function: Any) -> None:
+    """So that frameworks see that it must be awaited."""
+    if hasattr(inspect, "markcoroutinefunction"):  # from Python 3.12 on
+        inspect.markcoroutinefunction(function)
+    else:
+        from asyncio import coroutines
+
+        function._is_coroutine = vars(coroutines)["_is_coroutine"]
 
 
 class _OfClass:
@@ -350,6 +423,9 @@ class _OfClass:
         functools.update_wrapper(self, function)  # type: ignore[arg-type]
         self._function = function
         self._kind = kind
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._function.__set_name__(owner, name)
 
     def __get__(self, instance: Any, owner: type) -> Any:
         return self._function if self._kind is staticmethod else self._function._bound(owner)

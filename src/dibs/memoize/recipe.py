@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import keyword
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
@@ -23,6 +24,7 @@ Ingredients = dict[str, tuple[str, str]]
 INGREDIENTS_SIZE_MAX: Final = 8 * 1024
 _PREVIEW_SHORT: Final = 24
 _KEY_FORMAT: Final = b"dibs call 1\0"
+_NAME_SIZE_MAX: Final = 1000
 _DEPS: Final = ("project", "function", "none")
 
 
@@ -34,34 +36,48 @@ class Recipe:
         function: Callable[..., Any],
         *,
         name: str | None = None,
-        version: str | None = None,
+        version: str | int | None = None,
         ignore: Iterable[str] = (),
         files: Iterable[str | os.PathLike[str]] = (),
         packages: Iterable[str] = (),
         deps: Deps = "project",
         key: Callable[..., Any] | None = None,
         identity: FunctionIdentity | None = None,
+        key_identity: FunctionIdentity | None = None,
     ) -> None:
         ignore, files = _several(ignore, "ignore"), _several(files, "files")
         if deps not in _DEPS:
             raise SettingsError(f"memoize: deps = {deps!r}: expected one of {', '.join(map(repr, _DEPS))}")
+        parameters = _parameters(function)
         self._function = function
         self._options: dict[str, Any] = {"ignore": ignore, "files": files, "deps": deps, "key": key}
-        self.identity = identity or FunctionIdentity(
-            function, deps=deps, version=version, name=name, packages=_several(packages, "packages")
-        )
-        self.name = self.identity.name
+        if identity is None:
+            version = _checked_version(version)
+            packages = _several(packages, "packages")
+            identity = FunctionIdentity(
+                function, deps=deps, version=version, name=_checked_name(name), packages=packages
+            )
+            by_name = version is not None or deps == "none"
+            if by_name and name is None and "<lambda>" in identity.name:
+                raise SettingsError("memoize: a lambda whose code doesn't count needs a name=, to be told from others")
+            if key is not None and not by_name:
+                key_identity = FunctionIdentity(key, deps=deps)
+        self.identity = identity
+        self.name = identity.name
         self._deps = deps
         self._key_function = key
-        self._bind, names = _binder(function, () if key is not None else _checked(ignore, function))
-        self._names = names if key is None else ("key",)
-        self._files = tuple(os.fspath(path) for path in files)
-        self._file_labels = tuple(f"file {path}" for path in self._files)
+        self._key_identity = key_identity
+        """None: the code of the key function doesn't count either."""
+        self._bind, names = _binder(function, parameters, _checked_ignore(ignore, parameters, function, key))
+        self._names = names if key is None else ("key=",)
+        self._files = tuple(map(_checked_file, files))
+        self._file_labels = tuple(f"files[{number}]" for number in range(len(files)))
         self._prefixes: dict[str, bytes] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # With the identity as it was captured: the file may say something else where this arrives.
-        return functools.partial(Recipe, **self._options, identity=self.identity), (self._function,)
+        options = {**self._options, "identity": self.identity, "key_identity": self._key_identity}
+        return functools.partial(Recipe, **options), (self._function,)
 
     def values(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, object]]:
         """What counts of a call, by name.  Raises TypeError as the call itself would."""
@@ -69,6 +85,8 @@ class Recipe:
         if self._key_function is not None:
             bound = (self._key_function(*args, **kwargs),)
         values: list[tuple[str, object]] = list(zip(self._names, bound, strict=True))
+        if self._key_identity is not None:  # the same result means something else when another function made it
+            values.append(("key= function", self._key_identity.code().digest))
         if self._files:
             values.extend(zip(self._file_labels, map(File, self._files), strict=True))
         return values
@@ -90,7 +108,7 @@ class Recipe:
         found: Ingredients = {"code": (root, code.digest)}
         for name, value in values:
             digest = digest_of_call(b"", [(name, value)], code_of=code_of, met=met)
-            found[name if " " in name else f"argument {name}"] = (digest[:16], preview(value))
+            found[f"argument {name}" if name.isidentifier() else name] = (digest[:16], preview(value))
         if self._deps == "project":
             for label, digest in _classes(met):
                 found[f"class {label}"] = (digest[:16], "its code")
@@ -138,28 +156,69 @@ def _classes(met: Mapping[type, None]) -> list[tuple[str, str]]:
 def _several(given: Any, what: str) -> tuple[Any, ...]:
     if isinstance(given, str | os.PathLike):
         raise SettingsError(f"memoize: {what} = {given!r}: expected several, as in {what}=({str(given)!r},)")
+    if not isinstance(given, Iterable):
+        raise SettingsError(f"memoize: {what} = {given!r:.80}: expected several")
     return tuple(given)
 
 
-def _checked(ignore: tuple[str, ...], function: Callable[..., Any]) -> tuple[str, ...]:
-    known = tuple(inspect.signature(function).parameters)
+def _checked_file(path: object) -> str:
+    if not isinstance(path, str | os.PathLike):
+        raise SettingsError(f"memoize: files has {path!r:.80}: expected paths")
+    return os.fspath(path)
+
+
+def _checked_name(name: object) -> str | None:
+    if name is None:
+        return None
+    if not isinstance(name, str) or not name or len(name) > _NAME_SIZE_MAX or not name.isprintable():
+        raise SettingsError(
+            f"memoize: name = {name!r:.80}: expected text on one line, of at most {_NAME_SIZE_MAX} characters"
+        )
+    return name
+
+
+def _checked_version(version: object) -> str | None:
+    """A version as text; a number is its digits."""
+    if version is None or isinstance(version, str):
+        return version
+    if type(version) is int:
+        return str(version)
+    raise SettingsError(f"memoize: version = {version!r:.80}: expected text or a whole number")
+
+
+def _checked_ignore(
+    ignore: tuple[str, ...], parameters: list[inspect.Parameter], function: Any, key: object
+) -> tuple[str, ...]:
+    known = [parameter.name for parameter in parameters]
     unknown = [name for name in ignore if name not in known]
     if unknown:
         raise SettingsError(
-            f"memoize: ignore names {', '.join(map(repr, unknown))}, but the parameters of {function.__qualname__} are "
+            f"memoize: ignore names {', '.join(map(repr, unknown))}, but the parameters of {_title(function)} are "
             f"{', '.join(known) or 'none'}"
         )
+    if ignore and key is not None:
+        raise SettingsError("memoize: with key= no argument counts by itself: leave out ignore=")
     return ignore
 
 
-def _binder(function: Callable[..., Any], ignore: tuple[str, ...]) -> tuple[Callable[..., Any], tuple[str, ...]]:
-    """A function with the same parameters that returns their values, without the ignored ones; and their names."""
+def _title(function: Any) -> str:
+    """The name in messages; partials and callable objects have none."""
+    return str(getattr(function, "__qualname__", None) or f"{function!r:.80}")
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
-        parameters = list(inspect.signature(function, follow_wrapped=True).parameters.values())
+        return list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError) as error:
         raise SettingsError(
-            f"memoize: {function!r} doesn't tell its parameters ({error}): wrap it in a function of your own"
+            f"memoize: {_title(function)} doesn't tell its parameters ({error}): wrap it in a function of your own"
         ) from error
+
+
+def _binder(
+    function: Callable[..., Any], parameters: list[inspect.Parameter], ignore: tuple[str, ...]
+) -> tuple[Callable[..., Any], tuple[str, ...]]:
+    """A function with the same parameters that returns their values, without the ignored ones; and their names."""
     defaults: dict[str, Any] = {}
     parts: list[str] = []
     for number, parameter in enumerate(parameters):
@@ -181,12 +240,13 @@ def _binder(function: Callable[..., Any], ignore: tuple[str, ...]) -> tuple[Call
             parts.append("/")
     names = tuple(parameter.name for parameter in parameters if parameter.name not in ignore)
     returned = "".join(f"{name}, " for name in names)
-    called = function.__name__ if function.__name__.isidentifier() else "function"
+    title = getattr(function, "__name__", "")
+    called = title if title.isidentifier() and not keyword.iskeyword(title) else "function"
     namespace: dict[str, Any] = dict(defaults)
     source = f"def {called}({', '.join(parts)}):\n    return ({returned})"
     exec(source, namespace)  # noqa: S102 - made of parameter names alone, as dataclasses does it
     bind: Callable[..., Any] = namespace[called]
-    bind.__qualname__ = function.__qualname__
+    bind.__qualname__ = _title(function)
     return bind, names
 
 

@@ -356,6 +356,10 @@ def test_a_constant_without_a_digest_is_refused_by_name_with_remedies(write: Wri
         "__import__('math').sqrt",
         "__import__('random').randint",
         "__import__('typing').TypeVar('T')",
+        "__import__('contextvars').ContextVar('name')",
+        "object()",
+        "__import__('numpy').add",
+        "__import__('scipy.special').special.expit",
     ],
 )
 def test_tools_count_by_name(write: Write, tool: str) -> None:

@@ -26,6 +26,7 @@ from dibs.identity.members import (
     inside_wrapper,
     is_written,
     members_of,
+    tool_name,
     wrapped_by,
 )
 from dibs.identity.normal import normal_code, normal_source
@@ -141,7 +142,7 @@ class Graph:
         if wrapped is not None:  # a memoized function, functools.lru_cache
             return f"{full_name(type(value))} of {self._value(label, wrapped)}"
         if counts_by_name(value):
-            return full_name(value if isinstance(value, types.BuiltinFunctionType) else type(value))
+            return tool_name(value)
         return self._constant(label, value)
 
     def _function_value(self, label: str, value: types.FunctionType) -> str:
@@ -203,8 +204,11 @@ class Graph:
 
     def _defaults(self, function: types.FunctionType, of: str) -> None:
         positional = function.__code__.co_varnames[: function.__code__.co_argcount]
+        # From the end; a library that writes functions may give more defaults than there are parameters.
         defaults = function.__defaults__ or ()
-        named = dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
+        named = dict(zip(positional[::-1], defaults[::-1], strict=False))
+        if len(defaults) > len(positional):
+            named["others"] = defaults[: len(defaults) - len(positional)]
         named.update(function.__kwdefaults__ or {})
         meanings = {name: self._value(f"default {name}{of}", value) for name, value in named.items()}
         self._say(f"defaults{of}", meanings)
@@ -298,12 +302,14 @@ class Graph:
         for where, name, value, label in self._looked_up:
             if label not in self._changed:
                 self.watch.name(where.get, name, value)
+        for thing in self._kept:  # last, because to look at its objects may add to a class: __slotnames__
+            if isinstance(thing, type):
+                self.watch.size(vars(thing))
 
     # -- classes and modules -------------------------------------------------------------------------------------
 
     def _class(self, label: str, kind: type) -> None:
         members = members_of(kind)
-        self.watch.size(vars(kind))
         functions = {name: functions_of(value) for name, value in members.items()}
         methods = [f for each in functions.values() for f in each if is_written(f) and self._counts(f)]
         for name in [n for n in members if n.startswith("__") and not any(f in methods for f in functions[n])]:

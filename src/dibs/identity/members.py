@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextvars
 import enum
 import functools
 import logging
@@ -10,10 +11,12 @@ import types
 from collections.abc import Mapping
 from typing import Any, Final
 
+from dibs.digest.naming import full_name
+
 _GENERATED: Final = ("<string>", "<attrs generated", "<frozen")
 _LAYERS_MAX: Final = 100
 _LOCKS: Final = frozenset({"lock", "RLock", "_RLock", "Condition", "Event", "Semaphore", "BoundedSemaphore", "_local"})
-_COMPILED: Final = frozenset({"cython_function_or_method", "nb_func", "nb_method", "fused_cython_function"})
+_COMPILED: Final = frozenset({"ufunc", "cython_function_or_method", "nb_func", "nb_method", "fused_cython_function"})
 
 
 # Of whose type the fields of named tuples are.
@@ -102,13 +105,26 @@ def inside_wrapper(function: types.FunctionType) -> list[Any]:
 
 
 def counts_by_name(value: Any) -> bool:
-    """True for what is a tool rather than an ingredient: loggers, locks, typing's own, compiled functions, dibs."""
+    """True for what is a tool rather than an ingredient: loggers, locks, typing's own, compiled functions, dibs.
+
+    And for a bare `object()`, which code can compare, and nothing else.
+    """
     if isinstance(value, logging.Logger | logging.LoggerAdapter | types.BuiltinFunctionType):
         return True
     kind = type(value)
+    if kind is object or kind is contextvars.ContextVar:
+        return True
     root = (kind.__module__ or "").partition(".")[0]
     if root == "dibs":
         return not hasattr(kind, "__dibs_key__")
     if root in ("_thread", "threading"):
         return kind.__name__ in _LOCKS
     return root in ("typing", "typing_extensions", "loguru") or kind.__name__ in _COMPILED
+
+
+def tool_name(value: Any) -> str:
+    """What counts of a tool."""
+    if isinstance(value, types.BuiltinFunctionType):
+        return full_name(value)
+    name = asked(value, "__name__")
+    return f"{full_name(type(value))} {name}" if isinstance(name, str) else full_name(type(value))

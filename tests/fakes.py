@@ -135,8 +135,11 @@ class HandRuntime:
     def wall(self) -> float:
         return 1.7e9 + self.clock.now
 
+    def boot_time(self) -> float:
+        return self.clock.now + self.suspended_s
+
     def elapsed_marks(self) -> tuple[float, float, float]:
-        return self.clock.now, self.clock.now + self.suspended_s, self.wall()
+        return self.clock.now, self.boot_time(), self.wall()
 
     def sleep(self, seconds: float) -> None:
         self.clock.sleep(seconds)

@@ -10,6 +10,7 @@ import concurrent.futures
 import io
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from dibs.names import KEYS, record_name
 from dibs.once import Ask
 from dibs.runtime.system import SystemRuntime
 from dibs.store import Record
+from dibs.stores.local import LocalStore
 from dibs.stores.memory import MemoryStore
 from tests.fakes import Counted, Elsewhere, FaultyStore, HandRuntime, cache_on, crowd, in_thread, until
 
@@ -853,3 +855,20 @@ def test_take_overs_and_waits_for_them_are_counted(fleet: Fleet) -> None:
     with fleet.cache.once("key"):
         waiter.get_or_compute("key", Counted())
     assert (waiter.stats().takeovers, waiter.stats().waits) == (1, 1)
+
+
+@pytest.mark.parametrize("kind", ["folder", "memory"])
+def test_values_expire_and_failures_are_retried_while_the_machine_is_suspended(tmp_path: Path, kind: str) -> None:
+    runtime = HandRuntime()
+    store = LocalStore(str(tmp_path / "cache"), runtime) if kind == "folder" else MemoryStore(runtime)
+    asleep, awake = cache_on(store, runtime, failures_max=1, retry_after_s=60.0), cache_on(store, runtime)
+    asleep.put("key", "value", expires_s=60.0)
+    with pytest.raises(ZeroDivisionError):
+        asleep.get_or_compute("failing", lambda: 1 // 0)
+    with pytest.raises(ComputeFailed):
+        asleep.get_or_compute("failing", lambda: 1)
+    assert [asleep.get("key"), asleep.get("key")] == ["value", "value"]
+    runtime.suspended_s += 100.0
+    assert asleep.get("key") is None, "although it has read and kept the record before"
+    assert awake.get("key") is None
+    assert asleep.get_or_compute("failing", lambda: 1) == 1

@@ -108,14 +108,14 @@ class Cells:
         if value is not None and seen.cell.hold is None and (value.inline is None or len(value.inline) <= _SMALL_SIZE):
             if len(self._settled) >= _SETTLED_MAX:
                 self._settled.clear()
-            self._settled[name] = seen, self.runtime.monotonic()
+            self._settled[name] = seen, self.runtime.boot_time()
         return seen
 
     def _aged(self, seen: Seen, seen_at: float) -> Seen:
         """A record as it was read at `seen_at`, older by now."""
         if seen.age_s is None:
             return seen
-        return seen._replace(age_s=seen.age_s + self.runtime.monotonic() - seen_at)
+        return seen._replace(age_s=seen.age_s + self.runtime.boot_time() - seen_at)
 
     def look_again(self, name: str, key: str, unless: Version | None) -> Seen | Literal[Unchanged.UNCHANGED]:
         """As look; UNCHANGED when the record is still at version `unless`."""

@@ -79,6 +79,12 @@ class Runtime(Protocol):
     def monotonic(self) -> float:
         """Seconds on a clock that never goes back; it may stand still while the machine is suspended."""
 
+    def boot_time(self) -> float:
+        """Seconds on a clock that never goes back, nor stands still while the machine is suspended, where there is one.
+
+        For ages: what expires does so in a closed laptop too.
+        """
+
     def elapsed_marks(self) -> tuple[float, float, float]:
         """(monotonic, boot time, wall): three views of now, for deadlines that must err on the early side."""
 

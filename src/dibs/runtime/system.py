@@ -40,6 +40,7 @@ class SystemRuntime:
     """
 
     monotonic = staticmethod(time.monotonic)
+    boot_time = staticmethod(functools.partial(time.clock_gettime, _CLOCK_BOOTTIME))
     wall = staticmethod(time.time)
     sleep = staticmethod(time.sleep)
 
@@ -89,7 +90,7 @@ class SystemRuntime:
     # --- clocks, threads, chance ---
 
     def elapsed_marks(self) -> tuple[float, float, float]:
-        return time.monotonic(), time.clock_gettime(_CLOCK_BOOTTIME), time.time()
+        return time.monotonic(), self.boot_time(), time.time()
 
     def start(self, target: Callable[[], None], name: str) -> None:
         threading.Thread(target=target, name=name, daemon=True).start()

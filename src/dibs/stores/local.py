@@ -60,7 +60,7 @@ class LocalStore:
         self._blobs = LocalBlobs(self._folder, runtime)
         self._guards = local_guards.Guards(runtime, self.root, REQUEST_TIMEOUT_S)
         self._places: dict[str, tuple[str, int]] = {}
-        # Ages come from the clock that all processes of a boot share, and that nobody can set.
+        # Ages come from the clock that all processes of a boot share, that nobody can set, and that no suspend stops.
         shifted = process.clocks_are_shifted()
         self._clock = 0 if shifted else int(process.boot_id().replace("-", "")[:16] or "0", 16)
         runtime.after_fork(self._forked)
@@ -160,10 +160,10 @@ class LocalStore:
     def _age_s(self, slot: local_slots.Slot) -> float | None:
         if not slot.clock or slot.clock != self._clock:
             return None
-        return max(0.0, self._runtime.monotonic() - slot.written_us / 1e6)
+        return max(0.0, self._runtime.boot_time() - slot.written_us / 1e6)
 
     def _stamp(self) -> local_slots.Stamp:
-        return self._runtime.token().encode(), self._clock, int(self._runtime.monotonic() * 1e6)
+        return self._runtime.token().encode(), self._clock, int(self._runtime.boot_time() * 1e6)
 
     def swap(self, name: str, old: Version | None, new: bytes) -> Version:
         path, number = self._places.get(name) or self._place(name)

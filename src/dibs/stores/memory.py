@@ -50,10 +50,10 @@ class MemoryStore:
             return None
         if kept.version == unless:
             return UNCHANGED
-        return Record(kept.data, kept.version, max(0.0, self._runtime.monotonic() - kept.written))
+        return Record(kept.data, kept.version, max(0.0, self._runtime.boot_time() - kept.written))
 
     def swap(self, name: str, old: Version | None, new: bytes) -> Version:
-        kept = _Kept(bytes(new), self._runtime.token(), self._runtime.monotonic())
+        kept = _Kept(bytes(new), self._runtime.token(), self._runtime.boot_time())
         with self._lock:
             there = self._records.get(checked_name(name))
             if (there.version if there else None) != old:
@@ -67,7 +67,7 @@ class MemoryStore:
     def _listed(self, things: dict[str, _Kept], prefix: str) -> Iterator[Listed]:
         if prefix:
             checked_name(prefix.removesuffix("/"))
-        now = self._runtime.monotonic()
+        now = self._runtime.boot_time()
         for name, kept in list(things.items()):
             if name.startswith(prefix):
                 yield Listed(name, len(kept.data), max(0.0, now - kept.written))
@@ -91,7 +91,7 @@ class MemoryStore:
         while piece := source.read(_PIECE_SIZE):
             pieces.append(piece)
         self._blobs[checked_name(name)] = b"".join(pieces)
-        self._uploaded[name] = self._runtime.monotonic()
+        self._uploaded[name] = self._runtime.boot_time()
 
     def download(self, name: str) -> AbstractContextManager[BinaryIO]:
         try:

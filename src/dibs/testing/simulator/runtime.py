@@ -159,6 +159,10 @@ class SimRuntime:
         self.scheduler.check()
         return self.machine.host.monotonic()
 
+    def boot_time(self) -> float:
+        self.scheduler.check()
+        return self.machine.host.boot_clock()
+
     def elapsed_marks(self) -> tuple[float, float, float]:
         self.scheduler.check()
         host = self.machine.host

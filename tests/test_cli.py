@@ -240,6 +240,19 @@ def test_forget_says_what_became_of_each_key(run: Any, cache: dibs.Cache) -> Non
     assert run("forget", "json").status == 0
 
 
+def test_forget_takes_a_whole_family_and_leaves_its_neighbours(run: Any, cache: dibs.Cache) -> None:
+    for key in ("train.embed/1", "train.embed/2", "train.embedding/1", "train.embed"):
+        cache.put(key, 1)
+    ran = run("forget", "--family", "train.embed")
+    assert ran.status == 0 and ran.out.splitlines() == ["train.embed/…: 2 keys forgotten"]
+    assert "train.embed/1" not in cache and "train.embed/2" not in cache
+    assert "train.embedding/1" in cache and "train.embed" in cache
+    ran = run("forget", "--json", "--family", "absent", "train.embed")
+    assert ran.status == 1
+    assert [line["forgotten"] for line in json.loads(ran.out)] == [0, True]
+    assert run("forget").status == 2
+
+
 def test_forget_says_that_somebody_was_computing_it(run: Any, cache: dibs.Cache) -> None:
     with cache.once("running") as slot:
         ran = run("forget", "running")

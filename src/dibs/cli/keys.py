@@ -11,6 +11,7 @@ from dibs.cell import Cell
 from dibs.cells import Cells, Seen
 from dibs.cli.opening import Place, existing
 from dibs.cli.printing import Out, shown, size_words, time_words
+from dibs.errors import SettingsError
 from dibs.names import KEYS, record_name
 from dibs.record import Damaged, decode
 from dibs.store import Record
@@ -35,7 +36,14 @@ def add(commands: Commands, shared: argparse.ArgumentParser) -> None:
         help="forget values and failures of keys",
         description="Forget the value and the failures of each key: the next worker that asks computes it anew.",
     )
-    parser.add_argument("keys", nargs="+", metavar="KEY")
+    parser.add_argument("keys", nargs="*", metavar="KEY")
+    parser.add_argument(
+        "--family",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="every key NAME/…: all calls of the memoized function of that name; may be repeated",
+    )
     parser.set_defaults(run=run_forget)
 
 
@@ -94,8 +102,16 @@ def _print_long(place: Place, listed: list[tuple[str, str, int, float | None]], 
 
 
 def run_forget(options: argparse.Namespace, out: Out) -> int:
-    lines = []
+    lines: list[dict[str, Any]] = []
+    if not options.keys and not options.family:
+        raise SettingsError("forget what? Name a KEY, or a function with --family")
     with existing(options, writes=True) as place:
+        for family in dict.fromkeys(options.family):
+            count = place.cache._forget_family(family)
+            lines.append({"family": family, "forgotten": count})
+            if not out.json:
+                what = f"{count} key{'' if count == 1 else 's'} forgotten" if count else "no such keys"
+                out.line(f"{shown(family)}/…: {what}")
         for key in dict.fromkeys(options.keys):
             cell = _look(place.cells, key)
             known = cell is not None and table.state(cell) != "free"

@@ -200,6 +200,18 @@ def test_a_method_that_is_memoized_on_each_object_counts_the_object(cache: Cache
     assert (one.shown, other.shown) == ("rate 4", "rate 3")
 
 
+def test_an_object_that_keeps_its_cache_has_the_same_key_in_every_cache(cache: Cache, tmp_path: Path) -> None:
+    class Pipeline:
+        def __init__(self, cache: Cache) -> None:
+            self.cache = cache
+
+    @cache.memoize
+    def run(pipeline: Pipeline) -> None: ...
+
+    elsewhere = dibs.open(tmp_path / "elsewhere", ttl_s=30)
+    assert run.key(Pipeline(cache)) == run.key(Pipeline(elsewhere)) == run.key(Pipeline(dibs.open("memory:")))
+
+
 def test_a_cached_property_of_self_changes_no_key() -> None:
     one = Model(7)
     key = one.predict.key(1)

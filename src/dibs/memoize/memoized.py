@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copyreg
 import functools
-import inspect
-import sys
 import types
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, Self, TypeVar, overload
@@ -14,6 +12,14 @@ from dibs.codec import check_known
 from dibs.errors import SettingsError, StoreUnavailable
 from dibs.events import log
 from dibs.identity import Code
+from dibs.memoize.callables import (
+    attributes_of,
+    goes_by_name,
+    is_async,
+    is_written_for_a_class,
+    mark_as_coroutine_function,
+    refuse_what_cannot_be_memoized,
+)
 from dibs.memoize.explanation import Explanation, explain
 from dibs.memoize.recipe import Ingredients, Recipe, packed
 from dibs.memoize.shelved import Shelved
@@ -84,7 +90,7 @@ class _Memoized(Generic[P, T]):
     def __init__(self, keeper: Keeper, function: Callable[..., Any], recipe: Recipe, options: Options) -> None:
         functools.update_wrapper(self, function, updated=())  # type: ignore[arg-type]
         # What else stands on the function, but for what would hide a method of ours.
-        vars(self).update((name, value) for name, value in _attributes(function) if not hasattr(type(self), name))
+        vars(self).update((name, value) for name, value in attributes_of(function) if not hasattr(type(self), name))
         self._keeper = keeper
         self._function = function
         self._recipe = recipe
@@ -93,7 +99,7 @@ class _Memoized(Generic[P, T]):
         """What a method is bound to; it comes first among the arguments."""
         self._attribute: str | None = None
         """Under what name its class has it, if it is a method."""
-        self._wants_class = _is_written_for_a_class(function)
+        self._wants_class = is_written_for_a_class(function)
 
     def __set_name__(self, owner: type, name: str) -> None:
         private = name.startswith("__") and not name.endswith("__")
@@ -194,7 +200,7 @@ class _Memoized(Generic[P, T]):
             found = getattr(instance, name, None)
             if isinstance(found, _Memoized) and found._recipe is self._recipe and found is not self:
                 return getattr, (instance, name)
-        elif _by_name(self):
+        elif goes_by_name(self):
             return self.__qualname__  # type: ignore[attr-defined]
         return copyreg.__newobj__, (type(self),), vars(self)  # type: ignore[attr-defined]
 
@@ -274,7 +280,7 @@ class AsyncMemoized(_Memoized[P, T]):
 
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
-            _mark_as_coroutine_function(self)
+            mark_as_coroutine_function(self)
 
     async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """As Memoized.__call__; the function itself runs in the calling task."""
@@ -359,61 +365,15 @@ def memoized(
     if isinstance(function, types.MethodType):
         unbound: Any = memoized(keeper, function.__func__, options, recipe_options)
         return unbound._bound(function.__self__)  # type: ignore[no-any-return]
-    _refuse_what_cannot_be_memoized(function)
+    refuse_what_cannot_be_memoized(function)
     if options.codec is not None:
         check_known(options.codec, "memoize")
     recipe = Recipe(function, **recipe_options)
-    kind: type[Any] = AsyncMemoized if _is_async(function) else Memoized
+    kind: type[Any] = AsyncMemoized if is_async(function) else Memoized
     made = kind(keeper, function, recipe, options)
     if isinstance(function, _Memoized) and function._keeper is keeper and function.name == made.name:
         raise SettingsError(f"memoize: {made.name} is memoized in this cache already, and would wait for itself")
     return made  # type: ignore[no-any-return]
-
-
-def _is_async(function: Any) -> bool:
-    while isinstance(function, functools.partial):
-        function = function.func
-    kinds = function, getattr(type(function), "__call__", None)  # noqa: B004 - of a callable object
-    return isinstance(function, AsyncMemoized) or any(map(inspect.iscoroutinefunction, kinds))
-
-
-def _attributes(function: Any) -> list[tuple[str, Any]]:
-    return list(getattr(function, "__dict__", {}).items()) if isinstance(function, types.FunctionType) else []
-
-
-def _is_written_for_a_class(function: Any) -> bool:
-    """True for what can only be the inside of a class method.
-
-    From Python 3.13 on, `@classmethod` above `@cache.memoize` doesn't tell us the class, but for calls.
-    """
-    if not isinstance(function, types.FunctionType) or function.__code__.co_varnames[:1] != ("cls",):
-        return False
-    where, _, _ = function.__qualname__.rpartition(".")
-    return bool(where) and not where.endswith("<locals>") and function.__code__.co_argcount > 0
-
-
-def _by_name(memoized: _Memoized[..., Any]) -> bool:
-    """True when a pickle may just name it: where the pickle is loaded, the name means the same."""
-    module = getattr(memoized, "__module__", None)
-    found: Any = sys.modules.get(module or "")
-    for part in getattr(memoized, "__qualname__", "<locals>").split("."):
-        found = getattr(found, part, None)
-    if found is not memoized:
-        return False
-    # cloudpickle sends what belongs to the program itself by value, since other programs don't have it; but it asks
-    # functions and classes only, and there is no other way to learn who asks here.
-    asker = sys._getframe(2).f_globals.get("__name__", "")
-    return module != "__main__" or "cloudpickle" not in asker
-
-
-def _mark_as_coroutine_function(function: Any) -> None:
-    """So that frameworks see that it must be awaited."""
-    if hasattr(inspect, "markcoroutinefunction"):  # from Python 3.12 on
-        inspect.markcoroutinefunction(function)
-    else:
-        from asyncio import coroutines
-
-        function._is_coroutine = vars(coroutines)["_is_coroutine"]
 
 
 class _OfClass:
@@ -429,18 +389,3 @@ class _OfClass:
 
     def __get__(self, instance: Any, owner: type) -> Any:
         return self._function if self._kind is staticmethod else self._function._bound(owner)
-
-
-def _refuse_what_cannot_be_memoized(function: Any) -> None:
-    name = getattr(function, "__qualname__", repr(function))
-    if inspect.isclass(function):
-        raise SettingsError(f"memoize: {name} is a class; memoize a function that makes what you need of it")
-    if isinstance(function, property | functools.cached_property):
-        raise SettingsError("memoize: put @property above @cache.memoize, so that the function beneath is memoized")
-    if not callable(function):
-        raise SettingsError(f"memoize: {function!r:.80} can't be called")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise SettingsError(
-            f"memoize: {name} yields, and what it yields can be had once only: return a list, or memoize what makes "
-            "one item"
-        )

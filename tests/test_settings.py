@@ -15,7 +15,8 @@ import dibs
 from dibs.cache import _reopened
 from dibs.errors import SettingsError, StoreUnavailable
 from dibs.settings import Settings, check_terms, gather
-from tests.fakes import Counted
+from dibs.stores.memory import MemoryStore
+from tests.fakes import Counted, FaultyStore, HandRuntime, crowd
 
 
 @pytest.fixture(autouse=True)
@@ -200,6 +201,27 @@ def test_disable_computes_everything_and_stores_nothing(elsewhere: Path, monkeyp
         assert [cache.get_or_compute("key", compute) for _ in range(3)] == ["computed"] * 3
         assert cache.get("key") is None and "key" not in cache
     assert compute.calls == 3
+
+
+@pytest.mark.parametrize("where", ["./absent", "s3://bucket/x?endpoint_url=http://127.0.0.1:1", "given"])
+def test_disable_leaves_the_store_alone(elsewhere: Path, where: str, caplog: pytest.LogCaptureFixture) -> None:
+    given = FaultyStore(MemoryStore(HandRuntime()))
+    given.down = True
+    with dibs.open(given if where == "given" else where, disable=True) as opened:
+        cache = opened if where == "given" else pickle.loads(pickle.dumps(opened))
+        assert cache.url == {"./absent": f"file://{elsewhere}/absent", "given": given.url}.get(where, where)
+        assert cache.get_or_compute("key", lambda: 1) == 1
+        assert cache.memoize(abs, name="abs", version="1")(-2) == 2
+        cache.put("key", 2)
+        cache.forget("key")
+        assert cache.get("key") is None
+        assert not caplog.records
+        with cache.lock("name"):
+            assert crowd(1, lambda number: cache.try_lock("name")) == [None]
+        assert "this process only" in caplog.text
+        cache.close()
+    assert not list(elsewhere.iterdir())
+    assert given.sent == given.reads == 0
 
 
 def test_disable_reaches_the_block_form_too() -> None:

@@ -54,7 +54,8 @@ def open(  # noqa: A001 - dibs.open is its public name
     - `heartbeat` ("thread"): who renews holds: "thread", "process" (also while native code holds the interpreter
       lock) or "manual" (`slot.beat()`).
     - `on_unavailable` ("raise"): what to do when the store is away; "compute" works without sharing, and warns.
-    - `read_only` (False): never writes.  `disable` (False): computes everything.
+    - `read_only` (False): never writes.  `disable` (False): computes everything and leaves the store alone; locks
+      then exclude the threads of this process only, and say so in the log.
 
     Raises SettingsError for an unknown or impossible setting, StoreUnsuitable when the store can't keep dibs'
     promises, StoreUnavailable when it doesn't answer.
@@ -64,22 +65,27 @@ def open(  # noqa: A001 - dibs.open is its public name
     42
     """
     from dibs.runtime.system import system
-    from dibs.stores import open_store
+    from dibs.stores import open_store, stand_in_for
 
     arguments = {name: value for name, value in locals().items() if name in _ARGUMENTS and value is not UNSET}
     arguments.update(unknown)
     if isinstance(url, os.PathLike):
         url = os.fspath(url)
+    backend: Backend | None = None
     if url is None or isinstance(url, str):
         found, gathered = gather({"url": url, **arguments} if url is not None else arguments)
-        backend = open_store(found or _DEFAULT_URL, system(), make=not gathered.read_only)
+        where = found or _DEFAULT_URL
     else:
         _, gathered = gather(arguments)
-        backend = url
+        where, backend = url.url, url
         if gathered.heartbeat == "process":
             raise SettingsError(
                 "heartbeat = 'process': the helper process can't open a store that is given as an object; give its URL"
             )
+    if gathered.disable:
+        backend = stand_in_for(where, system())
+    elif backend is None:
+        backend = open_store(where, system(), make=not gathered.read_only)
     return Cache(backend, system(), gathered)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import dibs
 from dibs.demo.plan import TASKS
 from dibs.demo.steps import explanation, memoize
+from dibs.settings import gather
 
 if TYPE_CHECKING:
     from dibs.demo.crew import Crew
@@ -140,10 +141,11 @@ def _clear(place: Place, fresh: bool, screen: Screen) -> bool:
 
     Raises WaitTimeout when somebody is computing one of them, SettingsError when nothing may be written.
     """
+    settings = gather({})[1]
+    for setting in ("disable", "read_only"):
+        if getattr(settings, setting):
+            raise dibs.SettingsError(f"{setting} is set, by DIBS_{setting.upper()} or a file: a demo needs a cache")
     with dibs.open(place.url, ttl_s=place.ttl_s) as cache:
-        for setting in ("disable", "read_only"):
-            if getattr(cache.settings, setting):
-                raise dibs.SettingsError(f"{setting} is set, by DIBS_{setting.upper()} or a file: a demo needs a cache")
         keys = memoize(cache, lambda task: None).keys()
         present = sum(key in cache for key in keys)
         if present == len(TASKS) and not fresh:

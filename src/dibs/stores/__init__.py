@@ -77,6 +77,18 @@ def open_store(url: str, runtime: Runtime, make: bool = True) -> Backend:
     raise SettingsError(f"{scheme}:// is no store that dibs knows (from {url!r}). It knows {names}.")
 
 
+def stand_in_for(url: str, runtime: Runtime) -> Backend:
+    """Memory that says it is the store at `url`: for a cache that is switched off, and leaves its store alone."""
+    from urllib.parse import quote
+
+    from dibs.stores.memory import MemoryStore
+
+    directory = directory_of(url)
+    store = MemoryStore(runtime)
+    store.url = url if directory is None else "file://" + quote(os.path.realpath(directory))
+    return store
+
+
 Opener = Callable[[str, Runtime], Backend]
 
 

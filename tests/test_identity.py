@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -121,7 +122,8 @@ def looks_up(word):
 def imports(text):
     from .tools import clean as cleaned
     import project.settings
-    return cleaned(text), project.settings.FACTOR
+    import project.settings as also
+    return cleaned(text), project.settings.FACTOR, (lambda: also.FACTOR)()
 
 @cache.memoize
 def even(n):
@@ -275,19 +277,22 @@ def test_a_file_that_is_edited_after_the_import_changes_nothing(write: Write) ->
 
 def test_a_file_that_was_edited_before_anybody_read_it_is_noticed(write: Write) -> None:
     """The byte code counts then, and a note says so: never the text of something else."""
-    before, running = write(), write()
+    running = write()
     late = running.folder / "project" / "late.py"
-    late.write_text("def helper(x):\n    return x + 1\n\ndef untouched(x):\n    return x + 2\n")
+    model = "\nclass Model:\n    rate = 1\n    def run(self):\n        return 1\n"
+    late.write_text("def helper(x):\n    return x + 1\n\ndef untouched(x):\n    return x + 2\n" + model)
     sys.path.insert(0, str(running.folder))
     sys.modules.update(running.modules)
     module = importlib.import_module("project.late")
     sys.path.remove(str(running.folder))
-    late.write_text("# moved\ndef helper(x):\n    return x + 3\n\ndef untouched(x):\n    return x + 2\n")
+    edited = model.replace("return 1", "return 2")
+    late.write_text("# moved\ndef helper(x):\n    return x + 3\n\ndef untouched(x):\n    return x + 2\n" + edited)
     code = FunctionIdentity(module.helper).code()
     assert "byte code" in code.ingredients["source"][1]
     assert any("no source of helper" in note for note in code.notes)
     assert FunctionIdentity(module.untouched).code().notes == ()
-    assert before
+    notes = FunctionIdentity(lambda: module.Model().run()).code().notes
+    assert any("no source of project.late.Model" in note for note in notes)
 
 
 def test_the_ingredients_say_what_changed(write: Write) -> None:
@@ -363,10 +368,11 @@ def test_a_constant_without_a_digest_is_refused_by_name_with_remedies(write: Wri
     ],
 )
 def test_tools_count_by_name(write: Write, tool: str) -> None:
-    project = write(("train", "RATE = 0.5", f"RATE = {tool}"), ("train", "steps=RATE", "steps=1"))
-    assert project.code("calls").digest == write(
-        ("train", "RATE = 0.5", f"RATE = {tool}"), ("train", "steps=RATE", "steps=1")
-    ).code("calls").digest
+    edits = ("train", "RATE = 0.5", f"RATE = {tool}"), ("train", "steps=RATE", "steps=1")
+    project = write(*edits)
+    before = project.code("calls").digest
+    random.random()  # changes what random.randint is bound to
+    assert write(*edits).code("calls").digest == project.code("calls").digest == before
 
 
 def test_a_deep_expression_is_no_trouble(write: Write) -> None:

@@ -135,6 +135,33 @@ def test_what_the_code_changes_itself_counts_as_its_module_assigns_it(tmp_path: 
     assert digest(edited.f) != before.digest
 
 
+def test_which_helper_a_name_means_counts() -> None:
+    text = "def one(x): return 1\ndef two(x): return 2\ndef f(x): return first(second(x))\n"
+    assert digest(cell(text + "first, second = one, two").f) != digest(cell(text + "first, second = two, one").f)
+
+
+def test_functions_of_one_name_are_told_apart() -> None:
+    text = "STEPS = [lambda x: 1, lambda x: 2]\ndef make(n): return lambda x: n\nBOTH = make(1), make(2)\n"
+    text += "def f(x): return STEPS, BOTH\n"
+    edits = ("x: 1", "x: 3"), ("x: 2", "x: 3"), ("make(1)", "make(3)"), ("make(2)", "make(3)")
+    assert len({digest(cell(text.replace(*edit)).f) for edit in (("x", "x"), *edits)}) == 5
+
+
+def test_a_module_that_is_loaded_again_is_read_again(tmp_path: Path) -> None:
+    module = module_of(tmp_path, "loaded_again", "def f(x):\n    return 1\n")
+    first = digest(module.f)
+    for number in (2, 3):
+        (tmp_path / "loaded_again.py").write_text(f"# {'x' * number}\ndef f(x):\n    return {number}\n")
+        if number == 2:
+            sys.path.insert(0, str(tmp_path))
+            importlib.reload(module)
+            sys.path.remove(str(tmp_path))
+            identity = FunctionIdentity(module.f)
+    code = identity.code()
+    assert code.digest != first
+    assert code.notes == ()
+
+
 def module_of(folder: Path, name: str, text: str) -> Any:
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.py").write_text(text)
@@ -234,10 +261,12 @@ def test_imports_inside_functions_are_followed_into_the_project_only(tmp_path: P
         before = [identity.code().digest for identity in identities]
         assert all("helper lib_case.deep.go" in identity.code().ingredients for identity in identities)
         deep = sys.modules["lib_case.deep"]
-        deep.other = len  # type: ignore[attr-defined]
+        other, deep.other = deep.other, len  # type: ignore[attr-defined]
         assert [identity.code().digest for identity in identities] == before
-        deep.go = deep.other  # type: ignore[attr-defined]
+        (tmp_path / "lib_case" / "deep.py").write_text("# edited\n")
+        deep.go = other  # type: ignore[attr-defined]
         assert not {identity.code().digest for identity in identities} & set(before)
+        assert not any(identity.code().notes for identity in identities)
         loaded = set(sys.modules)
         FunctionIdentity(module.g).code()
         assert not {name for name in set(sys.modules) - loaded if name.startswith("xml")}

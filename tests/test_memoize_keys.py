@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import re
@@ -141,6 +142,60 @@ def test_nothing_is_kept_of_an_ignored_argument(cache: Cache) -> None:
     assert "ada" in str(ingredients)
     assert "hunter2" not in str(ingredients)
     assert "password" not in str(ingredients)
+
+
+@dataclasses.dataclass
+class Login:
+    user: str
+    password: str = dataclasses.field(repr=False)
+
+
+def test_fields_that_a_dataclass_does_not_show_are_not_kept_either(cache: Cache) -> None:
+    @cache.memoize
+    def fetch(login: Login) -> str:
+        return login.user
+
+    fetch(Login("ada", "hunter2"))
+    assert fetch.explain(Login("ada", "hunter2")).ingredients["argument login"][1] == "Login(user='ada')"
+    for path in Path(cache.url.removeprefix("file://")).rglob("*"):
+        assert path.is_dir() or b"hunter2" not in path.read_bytes()
+    assert not fetch.is_done(Login("ada", "other")), "it counts all the same"
+
+
+def test_an_error_that_can_not_even_be_shown_arrives_as_it_is(cache: Cache) -> None:
+    class Broken(Exception):
+        lock = threading.Lock()
+
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+        __repr__ = __str__
+
+    @cache.memoize
+    def fails() -> None:
+        raise Broken(threading.Lock())
+
+    with pytest.raises(Broken):
+        fails()
+    assert fails.explain().state == "failed"
+
+
+def test_a_retag_can_be_taken_back(cache: Cache) -> None:
+    def make(cache: Cache, text: str) -> Any:
+        return cache.memoize(name="tagged", version=text)(lambda x: calls.append(text) or text)
+
+    one, two = make(cache, "one"), make(cache, "two")
+    assert (one(1), two(2)) == ("one", "two")
+    two.retag()
+    assert two(1) == "one"
+    own = two._recipe.identity.code().digest
+    two.retag(own[:10])
+    again = make(dibs.open(cache.url), "two")
+    for each in (two, again):
+        assert (each(1), each(2)) == ("two", "two")
+    assert calls == ["one", "two", "two"]
+    again.retag()
+    assert again(1) == "one"
 
 
 def test_what_a_call_is_made_of_is_noted_before_the_function_changes_it(cache: Cache) -> None:

@@ -334,8 +334,9 @@ class Once:
         """End a hold whose computation raised (or ended without a value): a failure of the key, or politely."""
         try:
             if isinstance(error, Exception) and not isinstance(error, DibsError | MemoryError) and not _cancels(error):
-                hold.fail(_text_of(error))
-                self._events.emit("failed", hold.key, hold.generation, hold.epoch, hold.held_s, repr(error))
+                hold.fail(text := _text_of(error))
+                said = text.rstrip().rpartition("\n")[2]  # an error's own repr may raise
+                self._events.emit("failed", hold.key, hold.generation, hold.epoch, hold.held_s, said)
             else:
                 hold.release()
                 self._events.emit("released", hold.key, hold.generation, hold.epoch, hold.held_s)
@@ -431,8 +432,7 @@ class Once:
 
 def _text_of(error: Exception) -> str:
     """The end of the traceback, as plain ASCII, so that its size in the record is known."""
-    text = "".join(traceback.format_exception(error))
-    return text.encode("ascii", "backslashreplace").decode()[-_ERROR_TEXT_MAX:]
+    return "".join(traceback.format_exception(error)).encode("ascii", "backslashreplace").decode()[-_ERROR_TEXT_MAX:]
 
 
 def _target_epoch(cell: Cell) -> int:

@@ -54,9 +54,9 @@ def _preview(value: Any, depth: int) -> str:
         return f"{kind.__qualname__}.{value.name}"
     named = getattr(kind, "__dataclass_fields__", None)
     if named is not None:
-        fields = itertools.islice(named, _ITEMS_MAX)
-        shown = (f"{name}={_preview(getattr(value, name, None), depth + 1)}" for name in fields)
-        return f"{kind.__qualname__}({_joined(shown, len(named))})"
+        fields = [name for name, field in named.items() if field.repr]  # the others may be secrets
+        shown = (f"{name}={_preview(getattr(value, name, None), depth + 1)}" for name in fields[:_ITEMS_MAX])
+        return f"{kind.__qualname__}({_joined(shown, len(fields))})"
     if kind.__module__ in _SHORT:
         return repr(value)
     return kind.__qualname__

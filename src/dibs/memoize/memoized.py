@@ -117,20 +117,20 @@ class _Memoized(Generic[P, T]):
     def retag(self, old: str | None = None) -> Version:
         """Accept an edit of the code: what was computed with the old version counts for the one that runs now.
 
-        `old`: the beginning of the digest of a version (see `versions`); None: the newest other one.
-        Every key of both versions is affected; entries that were computed with the new version only are computed
-        again when they are asked for.  Other processes learn of it when they start.  Raises LookupError when there
-        is no such version.
+        `old`: the beginning of the digest of a version (see `versions`), or of this one's own, which takes an earlier
+        retag back; None: the newest other one.  Every key of both versions is affected; entries that were computed
+        with the new version only are computed again when they are asked for.  Other processes learn of it when they
+        start.  Raises LookupError when there is no such version.
         """
         versions, code = self._keeper._versions, self._recipe.identity.code()
-        root = versions.root(code.name, code.digest)
-        others = [v for v in versions.all(code.name) if v.digest != code.digest and (v.stands_for or v.digest) != root]
-        found = [version for version in others if version.digest.startswith(old or "")]
-        if not found or (old and len(found) > 1):
-            known = ", ".join(version.digest[:12] for version in others) or "none"
+        root, known = versions.root(code.name, code.digest), versions.all(code.name)
+        others = [v for v in known if v.digest != code.digest and (v.stands_for or v.digest) != root]
+        found = [version for version in known if version.digest.startswith(old)] if old else others[:1]
+        if len(found) != 1:
+            listed = ", ".join(version.digest[:12] for version in (known if old else others)) or "none"
             what = "more than one version" if found else "no earlier version"
             which = f" begins with {old!r}" if old else ""
-            raise LookupError(f"{code.name}: {what} of the code{which}; known are: {known}")
+            raise LookupError(f"{code.name}: {what} of the code{which}; known are: {listed}")
         versions.retag(code, found[0])
         return found[0]
 

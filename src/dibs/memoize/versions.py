@@ -91,8 +91,8 @@ class Versions:
             log.info("the code version of %s was not noted: %s", code.name, error)
 
     def retag(self, code: Code, old: Version) -> None:
-        """Let the entries of `old` count for `code`."""
-        root = old.stands_for or old.digest
+        """Let the entries of `old` count for `code`; its own again, when they are the same version."""
+        root = code.digest if old.digest == code.digest else old.stands_for or old.digest
         stands_for = None if root == code.digest else root
         self._write(code, lambda before: {**(before or _content(code, None)), "stands_for": stands_for})
         self._roots[code.name, code.digest] = root

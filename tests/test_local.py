@@ -531,3 +531,32 @@ def test_a_source_that_fails_with_an_os_error_keeps_its_error(store: LocalStore)
     with pytest.raises(ConnectionResetError, match="unplugged"):
         store.upload("a/b", Unplugged())  # type: ignore[arg-type]
     assert os.listdir(os.path.join(store.root, "tmp")) == []
+
+
+# --- descriptors that others close ---
+
+
+def test_what_opens_after_all_descriptors_were_closed_is_neither_used_nor_closed(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    version = store.swap(NAME, None, b"x")
+    (tmp_path / "mine").mkdir()
+    root = store._folder.root
+    assert root is not None
+    ours = [root.fd, *(guard.fd for guard in store._guards._all)]
+    (tmp_path / "file").touch()
+    for fd, what in zip(ours, ("mine", "file"), strict=True):  # as a daemon does, which then opens files of its own
+        os.close(fd)
+        mine = os.open(tmp_path / what, os.O_RDONLY)
+        if mine != fd:
+            os.dup2(mine, fd)
+            os.close(mine)
+    # then a look, a write and a close go to our own files,
+    assert read(store).data == b"x"
+    version = store.swap(NAME, version, b"y")
+    assert read(store)[:2] == (b"y", version)
+    store.close()
+    # and what has taken their numbers is as it was.
+    assert not list((tmp_path / "mine").iterdir())
+    for fd in ours:
+        os.close(fd)

@@ -78,7 +78,7 @@ class LocalStore:
     @property
     def private(self) -> bool:
         """True when nobody but this user (and root) can have put anything there."""
-        status = os.fstat(self._folder.open().fd)
+        status = os.fstat(self._folder.open_surely().fd)
         return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
     @property
@@ -113,9 +113,12 @@ class LocalStore:
             version = slot.version if slot else None
             if version is None:  # being written, or damaged
                 slot, version = self._read_carefully(root, path, number)
-        except FileNotFoundError:
-            return None
         except OSError as error:
+            if not root.stands():
+                self._folder.open_surely()
+                return self.read(name, unless)
+            if isinstance(error, FileNotFoundError):
+                return None
             raise self._folder.translated(error, root, path) from error
         if version == unless:
             return UNCHANGED
@@ -167,7 +170,7 @@ class LocalStore:
 
     def swap(self, name: str, old: Version | None, new: bytes) -> Version:
         path, number = self._places.get(name) or self._place(name)
-        root = self._folder.root or self._folder.open()
+        root = self._folder.open_surely()
         guard = self._guards.take(number)
         try:
             self._guards.lock(guard, root.fd)
@@ -240,7 +243,7 @@ class LocalStore:
         self._folder.discard(root, temp)
 
     def scan(self, prefix: str) -> Iterator[Listed]:
-        root = self._folder.root or self._folder.open()
+        root = self._folder.open_surely()
         for name, path in files_below(self.root, "records", prefix):
             with contextlib.suppress(OSError):
                 slot = self._slot(root, path)

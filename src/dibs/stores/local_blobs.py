@@ -31,7 +31,7 @@ class LocalBlobs:
 
     def upload(self, name: str, source: Source) -> None:
         path = path_of("blobs", name)
-        root = self._folder.root or self._folder.open()
+        root = self._folder.open_surely()
         temp, fd = "", -1
         try:
             temp, fd = self._folder.open_temp(root)
@@ -60,7 +60,7 @@ class LocalBlobs:
     def download(self, name: str) -> AbstractContextManager[BinaryIO]:
         """A bare `FileIO`, which can be mapped."""
         path = path_of("blobs", name)
-        root = self._folder.root or self._folder.open()
+        root = self._folder.root or self._folder.open()  # just read from
         try:
             file = open(os.open(path, READ, dir_fd=root.fd), "rb", buffering=0)  # noqa: SIM115 (the caller closes it)
         except FileNotFoundError as error:
@@ -73,7 +73,7 @@ class LocalBlobs:
         return cast(BinaryIO, file)
 
     def scan(self, prefix: str) -> Iterator[Listed]:
-        root = self._folder.root or self._folder.open()
+        root = self._folder.open_surely()
         now = self._runtime.wall()
         for name, path in files_below(self._folder.path, "blobs", prefix):
             with contextlib.suppress(OSError):

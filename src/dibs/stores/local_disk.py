@@ -32,6 +32,20 @@ def type_of(path: str) -> str | None:
     return found
 
 
+def identity(fd: int) -> tuple[int, int]:
+    """Which file the descriptor stands for."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def is_still(fd: int, file: tuple[int, int]) -> bool:
+    """False when somebody closed our descriptor, as daemons do with all they find: the number may be another's now."""
+    try:
+        return identity(fd) == file
+    except OSError:
+        return False
+
+
 def check_type(path: str, kind: str | None) -> None:
     """Raise StoreUnsuitable if several machines might share this file system, or locks might not hold on it."""
     if kind is not None and _SHARED.match(kind):

@@ -31,14 +31,19 @@ CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLO
 class Root:
     """The open folder; closed when its last user lets go of it, so never under somebody's hands."""
 
-    __slots__ = ("fd",)
+    __slots__ = ("fd", "file")
 
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.file = local_disk.identity(self.fd)
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError, TypeError):
-            os.close(self.fd)
+            if self.stands():
+                os.close(self.fd)
+
+    def stands(self) -> bool:
+        return local_disk.is_still(self.fd, self.file)
 
 
 class Folder:
@@ -68,6 +73,12 @@ class Folder:
             except OSError as error:
                 raise local_disk.translated(error, self.path) from error
         return root
+
+    def open_surely(self) -> Root:
+        """As open; anew when somebody closed our descriptor: for what may not hit another's folder, but for hits."""
+        if self.root is not None and not self.root.stands():
+            self.close()
+        return self.open()
 
     def close(self) -> None:
         self.root = None
@@ -126,7 +137,7 @@ class Folder:
                     yield Listed(f"tmp/{name}", status.st_size, age_s)
 
     def unlink(self, path: str) -> None:
-        root = self.root or self.open()
+        root = self.open_surely()
         try:
             os.unlink(path, dir_fd=root.fd)
         except FileNotFoundError:

@@ -16,6 +16,7 @@ from typing import Final
 from dibs.errors import StoreUnavailable
 from dibs.runtime import Runtime, process
 from dibs.store import limited_s
+from dibs.stores.local_disk import identity, is_still
 
 COUNT: Final = 64
 YIELDS: Final = 4
@@ -31,15 +32,15 @@ _OPEN: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 class Guard:
     """One descriptor of one guard file."""
 
-    __slots__ = ("fd", "number")
+    __slots__ = ("fd", "file", "number")
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.fd = -1
+        self.fd, self.file = -1, (0, 0)
 
     def close(self) -> None:
         fd, self.fd = self.fd, -1
-        if fd >= 0:
+        if fd >= 0 and is_still(fd, self.file):
             os.close(fd)
 
     def __del__(self) -> None:
@@ -67,8 +68,9 @@ class Guards:
     def lock(self, guard: Guard, root_fd: int) -> None:
         """Raises StoreUnavailable when somebody else keeps it for too long."""
         while True:
-            if guard.fd < 0:
+            if guard.fd < 0 or not is_still(guard.fd, guard.file):
                 guard.fd = self._open(guard.number, root_fd)
+                guard.file = identity(guard.fd)
             try:
                 fcntl.flock(guard.fd, _EXCLUSIVE)
             except BlockingIOError:

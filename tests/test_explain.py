@@ -12,7 +12,7 @@ import pytest
 
 import dibs
 from dibs.memoize.explanation import _hint
-from dibs.memoize.recipe import INGREDIENTS_SIZE_MAX, packed, unpacked
+from dibs.memoize.recipe import CUT, INGREDIENTS_SIZE_MAX, packed, unpacked
 
 
 @pytest.fixture
@@ -125,10 +125,28 @@ def test_kept_ingredients_have_a_limit() -> None:
     many = {f"argument a{number}": ("0" * 16, "x" * 80) for number in range(500)}
     data = packed(many)
     assert len(data) <= INGREDIENTS_SIZE_MAX
-    assert set(unpacked(data)) < set(many)
+    *some, last = unpacked(data)
+    assert set(some) < set(many)
+    assert last == CUT
+    assert unpacked(data)[CUT] == ("", f"{500 - len(some)} more")
+    fewer = {f"argument a{number}": ("0" * 16, "x" * 80) for number in range(150)}
+    assert set(unpacked(packed(fewer))) == set(fewer), "previews go first"
     assert unpacked(packed({"argument x": ("0" * 16, "é")})) == {"argument x": ("0" * 16, "é")}
     for damaged in (None, b"", b"{", b"[1]", b'{"a": 1}', b'{"a": [1, 2, 3]}'):
         assert unpacked(damaged) == {}
+
+
+def test_what_there_was_no_room_for_is_not_called_new(cache: dibs.Cache) -> None:
+    names = [f"parameter_{number}_{'x' * 40}" for number in range(300)]
+    space: dict[str, Any] = {}
+    exec(f"def wide({', '.join(names)}): return 1", space)  # noqa: S102 - parameter names alone
+    wide = cache.memoize(space["wide"])
+    wide(*range(300))
+    assert CUT in cache.explain(wide.key(*range(300))).ingredients
+    (change,) = wide.explain(-1, *range(1, 300)).changes
+    assert change.ingredient == f"argument {names[0]}"
+    assert change.before, "it is not new"
+    assert wide.explain(*range(299), -1).changes == ()
 
 
 def test_only_the_newest_entries_are_looked_at(cache: dibs.Cache, monkeypatch: pytest.MonkeyPatch) -> None:

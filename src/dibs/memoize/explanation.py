@@ -16,7 +16,7 @@ from dibs import cell as table
 from dibs.cell import Cell, Value
 from dibs.cells import Cells
 from dibs.identity import Code
-from dibs.memoize.recipe import Ingredients, unpacked
+from dibs.memoize.recipe import CUT, Ingredients, unpacked
 from dibs.memoize.versions import Version, Versions
 from dibs.names import KEYS, family_prefix, record_name
 from dibs.record import Damaged, decode
@@ -193,6 +193,8 @@ def _entries(cells: Cells, key: str) -> tuple[list[_Entry], int]:
 
 def _differing(before: Ingredients, now: Ingredients) -> list[str]:
     labels = [*now, *(label for label in before if label not in now)]
+    if CUT in before or CUT in now:  # one that isn't there may just not have been kept
+        labels = [label for label in labels if label in before and label in now and label != CUT]
     return [label for label in labels if before.get(label, ("",))[0] != now.get(label, ("",))[0]]
 
 
@@ -204,9 +206,15 @@ def _changes(
         if label == "code" and label in before and label in now:
             found.extend(_code_changes(versions, key.rpartition("/")[0], before[label], now[label], code))
         else:
-            old, new = before.get(label, ("", ""))[1], now.get(label, ("", ""))[1]
+            old, new = _shown(before, label), _shown(now, label)
             found.append(Change(label, old, new, _hint(old, new)))
     return tuple(found)
+
+
+def _shown(ingredients: Mapping[str, tuple[str, str]], label: str) -> str:
+    """The preview; the digest where there was no room for one; empty for an ingredient that isn't there."""
+    digest, text = ingredients.get(label, ("", ""))
+    return text or digest[:12]
 
 
 def _code_changes(
@@ -223,7 +231,7 @@ def _code_changes(
         return [Change("code", before[1][:12], now[1][:12])]
     differing = _differing(old.ingredients, dict(details))
     changes = [
-        Change(f"code: {label}", old.ingredients.get(label, ("", ""))[1], details.get(label, ("", ""))[1])
+        Change(f"code: {label}", _shown(old.ingredients, label), _shown(details, label))
         for label in differing
     ]
     return changes or [Change("code", before[1][:12], now[1][:12])]

@@ -22,6 +22,8 @@ Ingredients = dict[str, tuple[str, str]]
 """Label -> (first 16 digits of a digest, a preview for people)."""
 
 INGREDIENTS_SIZE_MAX: Final = 8 * 1024
+CUT: Final = "…"
+"""The label that stands for ingredients that there was no room for."""
 _PREVIEW_SHORT: Final = 24
 _KEY_FORMAT: Final = b"dibs call 1\0"
 _NAME_SIZE_MAX: Final = 1000
@@ -119,12 +121,14 @@ def packed(ingredients: Mapping[str, tuple[str, str]], size_max: int = INGREDIEN
     """As JSON of at most `size_max` bytes: with shorter previews, then without the last ones, if need be."""
     kept = dict(ingredients)
     data = _json(kept)
-    if len(data) > size_max:
-        kept = {label: (digest, text[:_PREVIEW_SHORT]) for label, (digest, text) in kept.items()}
-        data = _json(kept)
+    for preview_size in (_PREVIEW_SHORT, 0):
+        if len(data) > size_max:
+            kept = {label: (digest, text[:preview_size]) for label, (digest, text) in kept.items()}
+            data = _json(kept)
     while len(data) > size_max:
-        dropped = max(len(kept) // 8, 1)
-        kept = dict(list(kept.items())[:-dropped])
+        kept.pop(CUT, None)
+        kept = dict(list(kept.items())[: -max(len(kept) // 8, 1)])
+        kept[CUT] = "", f"{len(ingredients) - len(kept)} more"
         data = _json(kept)
     return data
 

@@ -14,6 +14,7 @@ import pytest
 
 from dibs.runtime import Watch, linux
 from dibs.runtime.system import SystemRuntime
+from dibs.runtime.watch import Inotify
 from dibs.stores.local import LocalStore
 
 LONG_S = 20.0
@@ -257,3 +258,16 @@ def test_waiting_burns_no_cpu(mine: SystemRuntime, store: LocalStore, watch: Wat
     before = time.process_time()
     assert not watch.wait(0.3)
     assert time.process_time() - before < 0.06
+
+
+def test_a_descriptor_that_somebody_closed_is_not_closed_once_more(tmp_path: Path) -> None:
+    inotify = Inotify()
+    fd = inotify.fd
+    os.close(fd)
+    (tmp_path / "file").touch()
+    mine = os.open(tmp_path / "file", os.O_RDONLY)
+    if mine != fd:
+        os.dup2(mine, fd)
+        os.close(mine)
+    inotify.abandon()
+    os.close(fd)  # or it is not open any more

@@ -39,6 +39,7 @@ class Inotify:
 
     def __init__(self) -> None:
         self.fd = linux.inotify_init()
+        self._file = beacon.identity(os.fstat(self.fd))
         self.lock = threading.Lock()
         self.leading = threading.Lock()
         self._watches: dict[int, set[SystemWatch]] = {}
@@ -49,8 +50,15 @@ class Inotify:
     def abandon(self) -> None:
         """Close our descriptor; in a forked child this takes nothing from the parent."""
         fd, self.fd = self.fd, -1
-        if fd >= 0:
+        if fd >= 0 and self._is_open(fd):
             os.close(fd)
+
+    def _is_open(self, fd: int) -> bool:
+        # Some programs close all descriptors they find; the number may be another file's by now.
+        try:
+            return beacon.identity(os.fstat(fd)) == self._file
+        except OSError:
+            return False
 
     def __del__(self) -> None:
         if getattr(self, "fd", -1) >= 0:

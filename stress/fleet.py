@@ -69,10 +69,17 @@ def until(patience_s: float, what: str) -> Iterator[None]:
     raise AssertionError(f"no {what} within {patience_s} s")
 
 
+def _begin(environment: dict[str, str], target: Callable[..., None], *args: Any) -> None:
+    """With the environment of now: that of a fork server is as old as the server, without a store's credentials."""
+    os.environ.update(environment)
+    target(*args)
+
+
 @contextmanager
 def worker(target: Callable[..., None], *args: Any, method: str = "fork") -> Iterator[BaseProcess]:
     """One process that is gone, one way or the other, when the block ends."""
-    process = multiprocessing.get_context(method).Process(target=target, args=args, daemon=True)
+    context: Any = multiprocessing.get_context(method)
+    process = context.Process(target=_begin, args=(dict(os.environ), target, *args), daemon=True)
     process.start()
     try:
         yield process
@@ -85,8 +92,12 @@ def worker(target: Callable[..., None], *args: Any, method: str = "fork") -> Ite
 @contextmanager
 def workers(count: int, target: Callable[..., None], *args: Any, method: str = "fork") -> Iterator[list[BaseProcess]]:
     """`count` processes, each called with its number first; all are gone when the block ends."""
-    context = multiprocessing.get_context(method)
-    processes = [context.Process(target=target, args=(number, *args), daemon=True) for number in range(count)]
+    context: Any = multiprocessing.get_context(method)
+    environment = dict(os.environ)
+    processes = [
+        context.Process(target=_begin, args=(environment, target, number, *args), daemon=True)
+        for number in range(count)
+    ]
     for process in processes:
         process.start()
     try:

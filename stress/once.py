@@ -15,7 +15,15 @@ from stress.fleet import PATIENCE_S, Log, open_cache
 _state: dict[str, Any] = {}
 
 
-def _begin(url: str, log_path: str, barrier: Barrier, settings: dict[str, Any], inherited: Cache | None) -> None:
+def _begin(
+    environment: dict[str, str],
+    url: str,
+    log_path: str,
+    barrier: Barrier,
+    settings: dict[str, Any],
+    inherited: Cache | None,
+) -> None:
+    os.environ.update(environment)  # that of a fork server is as old as the server, without a store's credentials
     _state["cache"] = inherited if inherited is not None else open_cache(url, **settings)
     _state["log"] = Log(log_path)
     _state["barrier"] = barrier
@@ -61,7 +69,8 @@ def compute_once(
     inherited = open_cache(url, **settings) if inherit else None
     label = f"{method}-{processes}-{os.urandom(4).hex()}"
     began = time.monotonic()
-    with context.Pool(processes, _begin, (url, log_path, barrier, settings, inherited)) as pool:
+    given = (dict(os.environ), url, log_path, barrier, settings, inherited)
+    with context.Pool(processes, _begin, given) as pool:
         for round_ in range(rounds):
             prefix = f"{label}-{round_}"
             answers = pool.map(_ask_all, [(prefix, keys, cost_s)] * processes, chunksize=1)

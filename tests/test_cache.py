@@ -214,3 +214,19 @@ def test_the_fencing_number_outlives_the_block() -> None:
     with cache.lock("name") as lock:
         pass
     assert lock.generation == 1
+
+
+def test_a_family_is_forgotten_whole_with_its_long_keys_and_nothing_else() -> None:
+    with dibs.open("memory:") as cache:
+        long = "train.embed/" + "x" * 500
+        family = ["train.embed/a", "train.embed/", long, "train.embed/~%"]
+        others = ["train.embed", "train.embed.more/a", "train.embed/a/b", "other/a"]
+        for key in family + others:
+            cache.put(key, key)
+        assert cache._forget_family("train.embed") == len(family)
+        assert [key for key in family if key in cache] == []
+        assert [key for key in others if key not in cache] == []
+        very = "f" * 400
+        cache.put(f"{very}/a", 1)
+        assert cache._forget_family(very) == 1
+        assert f"{very}/a" not in cache

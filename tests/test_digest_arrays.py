@@ -315,3 +315,7 @@ def test_the_same_array_many_times_is_hashed_once(monkeypatch: pytest.MonkeyPatc
     array = np.arange(100_000.0)
     digest_of([array, array, {"again": array}])
     assert len(asked) == 1
+
+
+def test_the_constant_that_stands_for_a_missing_element_has_a_digest() -> None:
+    assert digest_of(np.ma.masked) == digest_of(np.ma.masked) != digest_of(np.ma.masked_array([0.0], [True]))

@@ -21,7 +21,7 @@ from dibs.heartbeat import Heartbeat, StandIn
 from dibs.hold import Terms
 from dibs.locks import Lock
 from dibs.locks import try_lock as try_to_lock
-from dibs.names import KEYS, LOCKS, family_prefix, key_of, record_name
+from dibs.names import KEYS, LOCKS, record_name
 from dibs.once import Ask, Limits, Once
 from dibs.probe import introduce
 from dibs.report import LockInfo, Status
@@ -172,11 +172,10 @@ class Cache:
     def _forget_family(self, family: str) -> int:
         """Forget every key that begins with "<family>/"; how many there were."""
         self._writable("forget_all")
-        count = 0
-        for listed in self._store.scan(family_prefix(KEYS, family)):
-            self.forget(key_of(listed.name) or f"{family}/{listed.name.rpartition('/')[2]}")  # a long name, a digest
-            count += 1
-        return count
+        keys = list(report.family(self._cells, family))
+        for key in keys:
+            self.forget(key)
+        return len(keys)
 
     # -- keys ----------------------------------------------------------------------------------------------------
 

@@ -53,6 +53,11 @@ def key_of(name: str) -> str | None:
     return "/".join("" if part == "%" else unquote(part, errors="surrogatepass") for part in segments)
 
 
+def last_of(name: str) -> str | None:
+    """What follows the last slash of the key of this record; None when only the record itself can tell."""
+    return key_of(f"/{name.rpartition('/')[2]}")
+
+
 def blob_name(name: str, epoch: int, claim: str) -> str:
     """The name of the blob that holds what `claim` computed for `epoch`; never used twice."""
     return f"values/{name}/{epoch}-{claim}"

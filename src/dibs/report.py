@@ -9,7 +9,7 @@ from dibs import cell as table
 from dibs.cell import Cell
 from dibs.cells import Cells, Seen
 from dibs.liveness import judge
-from dibs.names import KEYS, LOCKS, key_of
+from dibs.names import KEYS, LOCKS, family_prefix, key_of, last_of
 from dibs.record import Damaged, decode
 from dibs.store import Record
 
@@ -132,6 +132,21 @@ def key_names(cells: Cells) -> Iterator[tuple[str, str, int, float | None]]:
             except Damaged:
                 key = listed.name
         yield key, listed.name, listed.size_bytes, listed.age_s
+
+
+def family(cells: Cells, name: str) -> Iterator[str]:
+    """Every key that has a record and begins with "<name>/"; long ones cost a read."""
+    for listed in cells.store.scan(family_prefix(KEYS, name)):
+        last = last_of(listed.name)
+        if last is not None:
+            yield f"{name}/{last}"
+            continue
+        record = cells.store.read(listed.name)
+        if isinstance(record, Record):
+            try:
+                yield decode(record.data).cell.key
+            except Damaged:
+                continue  # whoever asks for it heals it
 
 
 def _last_line(cell: Cell) -> str:

@@ -175,7 +175,7 @@ def _masked(value: Any, walk: Walk) -> bytes:
     """What a mask hides doesn't count."""
     mask = numpy.ma.getmaskarray(value)
     data = numpy.array(value.data, copy=True, subok=False)
-    fill = value.fill_value
+    fill = 0.0 if value is numpy.ma.masked else value.fill_value  # the constant has none, nor lets it be made
     if mask.dtype.names is None:
         data[mask] = numpy.zeros((), dtype=data.dtype)[()]
     else:

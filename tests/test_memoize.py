@@ -442,3 +442,24 @@ def test_a_codec_that_nobody_knows_is_refused_before_anything_is_computed(tmp_pa
     cache = dibs.open(tmp_path / "cache")
     with pytest.raises(SettingsError, match=r"'parqet'.*register_codec"):
         cache.memoize(codec="parqet")(lambda: 1)
+
+
+def test_of_an_ignored_self_the_code_of_its_class_still_counts(cache: Cache) -> None:
+    def make(factor: int) -> Any:
+        class Scaler:
+            def __init__(self, note: Any) -> None:
+                self.note = note
+
+            def factor(self) -> int:
+                return factor
+
+            @cache.memoize(name="scaled", ignore=("self",))
+            def scaled(self, x: int) -> int:
+                return x * self.factor()
+
+        return Scaler
+
+    two, three = make(2), make(3)
+    assert two(object()).scaled(1) == two(print).scaled(1) == 2
+    assert three(None).scaled(1) == 3
+    assert two(1).scaled.key(1) == two(2).scaled.key(1) != three(1).scaled.key(1)

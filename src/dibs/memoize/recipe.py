@@ -70,7 +70,8 @@ class Recipe:
         self._key_function = key
         self._key_identity = key_identity
         """None: the code of the key function doesn't count either."""
-        self._bind, names = _binder(function, parameters, _checked_ignore(ignore, parameters, function, key))
+        ignore = _checked_ignore(ignore, parameters, function, key)
+        self._bind, names = _binder(function, parameters, ignore, by_code=deps == "project")
         self._names = names if key is None else ("key=",)
         self._files = tuple(map(_checked_file, files))
         self._file_labels = tuple(f"files[{number}]" for number in range(len(files)))
@@ -220,9 +221,12 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def _binder(
-    function: Callable[..., Any], parameters: list[inspect.Parameter], ignore: tuple[str, ...]
+    function: Callable[..., Any], parameters: list[inspect.Parameter], ignore: tuple[str, ...], by_code: bool
 ) -> tuple[Callable[..., Any], tuple[str, ...]]:
-    """A function with the same parameters that returns their values, without the ignored ones; and their names."""
+    """A function with the same parameters that returns their values, without the ignored ones; and their names.
+
+    Of an ignored `self` its class remains, where code counts: its other methods may be called.
+    """
     defaults: dict[str, Any] = {}
     parts: list[str] = []
     for number, parameter in enumerate(parameters):
@@ -242,11 +246,13 @@ def _binder(
         )
         if last_positional_only:
             parts.append("/")
-    names = tuple(parameter.name for parameter in parameters if parameter.name not in ignore)
-    returned = "".join(f"{name}, " for name in names)
+    counting = {parameter.name: parameter.name for parameter in parameters if parameter.name not in ignore}
+    if by_code and "self" in ignore and parameters[0].name == "self":
+        counting = {"class of self": "_type(self)", **counting}
+    names, returned = tuple(counting), "".join(f"{expression}, " for expression in counting.values())
     title = getattr(function, "__name__", "")
     called = title if title.isidentifier() and not keyword.iskeyword(title) else "function"
-    namespace: dict[str, Any] = dict(defaults)
+    namespace: dict[str, Any] = {**defaults, "_type": type}
     source = f"def {called}({', '.join(parts)}):\n    return ({returned})"
     exec(source, namespace)  # noqa: S102 - made of parameter names alone, as dataclasses does it
     bind: Callable[..., Any] = namespace[called]

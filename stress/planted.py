@@ -33,6 +33,7 @@ NO_HANGS: Final = "nothing hangs for ever"
 NOBODY_GETS_IN: Final = "nobody gets in"
 NOT_IGNORED: Final = "nothing is silently ignored"
 ECONOMY: Final = "each key is computed once"
+RIGHT_KEYS: Final = "equal meaning, equal key; other code or other content, another key"
 
 SIMULATE: Final = "dibs simulate --seeds 100"
 
@@ -331,6 +332,55 @@ MUTANTS: Final = (
         "",
         "pytest tests/test_s3_blobs.py -k four_parts",
     ),
+    Mutant(
+        "unsigned-values-are-believed", NOBODY_GETS_IN, "values.py",
+        "        if self._signer is None:\n            return\n",
+        "        if self._signer is None or value.signature is None:\n            return\n",
+        "pytest tests/test_signing.py",
+    ),
+    Mutant(
+        "blobs-of-open-epochs-are-swept", WHOLE_VALUES, "sweep.py",
+        "return cell.epoch > epoch or (",
+        "return cell.epoch >= epoch or (",
+        "pytest tests/test_sweep.py",
+    ),
+    # --- keys ---
+    Mutant(
+        "order-of-a-dict-counts", RIGHT_KEYS, "digest/walk.py",
+        "ordered = sorted(names)",
+        "ordered = list(names)",
+        "pytest tests/test_digest.py",
+    ),
+    Mutant(
+        "order-of-a-set-counts", RIGHT_KEYS, "digest/walk.py",
+        "return _strs(sorted(items))",
+        "return _strs(list(items))",
+        "pytest tests/test_digest_processes.py",
+    ),
+    Mutant(
+        "helpers-do-not-count", RIGHT_KEYS, "identity/graph.py",
+        "            self._globals(function.__globals__, uses, meanings)\n",
+        "            pass\n",
+        "pytest tests/test_identity.py",
+    ),
+    Mutant(
+        "closures-do-not-count", RIGHT_KEYS, "identity/graph.py",
+        "        self._closure(function, uses, of, meanings)\n",
+        "",
+        "pytest tests/test_identity.py tests/test_explain.py",
+    ),
+    Mutant(
+        "classes-of-arguments-do-not-count", RIGHT_KEYS, "memoize/recipe.py",
+        'if met and self._deps == "project":',
+        "if False:",
+        "pytest tests/test_memoize.py",
+    ),
+    Mutant(
+        "retag-is-not-heard", RIGHT_KEYS, "memoize/versions.py",
+        "found = (version.stands_for if version is not None else None) or digest",
+        "found = digest",
+        "pytest tests/test_memoize.py tests/test_explain.py",
+    ),
     # --- the economy ---
     Mutant(
         "no-flight-is-shared", ECONOMY, "flights.py",
@@ -352,8 +402,8 @@ MUTANTS: Final = (
     ),
     Mutant(
         "failure-not-counted", ECONOMY, "once.py",
-        "hold.fail(_text_of(error))",
-        "hold.release()",
+        "hold.fail(text := _text_of(error))",
+        "text = _text_of(error)\n                hold.release()",
         "pytest tests/test_once.py",
     ),
 )  # fmt: skip

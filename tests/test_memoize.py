@@ -463,3 +463,30 @@ def test_of_an_ignored_self_the_code_of_its_class_still_counts(cache: Cache) -> 
     assert two(object()).scaled(1) == two(print).scaled(1) == 2
     assert three(None).scaled(1) == 3
     assert two(1).scaled.key(1) == two(2).scaled.key(1) != three(1).scaled.key(1)
+
+
+def test_the_code_of_the_class_of_an_argument_counts(cache: Cache) -> None:
+    def make(power: int) -> Any:
+        class Model:
+            def __init__(self, rate: float) -> None:
+                self.rate = rate
+
+            def predict(self, x: float) -> float:
+                return float((self.rate * x) ** power)
+
+        return Model
+
+    @cache.memoize
+    def score(model: Any) -> float:
+        return float(model.predict(3.0))
+
+    @cache.memoize(deps="function")
+    def named(model: Any) -> float:
+        return float(model.predict(3.0))
+
+    linear, square = make(1), make(2)
+    assert (score(linear(2.0)), score(square(2.0))) == (6.0, 36.0)
+    assert score.key(linear(2.0)) == score.key(linear(2.0)) != score.key(linear(1.0))
+    assert named.key(linear(2.0)) == named.key(square(2.0))
+    changed = score.explain(square(1.0)).changes
+    assert any(change.ingredient.startswith("argument model") for change in changed)

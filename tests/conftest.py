@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -19,6 +20,8 @@ from dibs.testing.proxy import FaultProxy
 from dibs.testing.servers import Server, ServiceMissing, ceph, ministack, moto
 
 BUCKET = "dibs-tests"
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup: the commands under test would inherit it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 _prefixes = itertools.count()
 
 

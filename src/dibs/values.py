@@ -13,7 +13,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from dibs import cell as table
 from dibs.cell import Cell, Value
@@ -23,8 +23,10 @@ from dibs.errors import CodecError, CorruptValue, DibsError, StoreUnavailable
 from dibs.events import log
 from dibs.names import KEYS, blob_name, record_name
 from dibs.runtime import memory
-from dibs.signing import Entry, Signer
 from dibs.store import INLINE_SIZE_MAX, Backend
+
+if TYPE_CHECKING:  # hashlib takes 10 ms to load
+    from dibs.signing import Entry, Signer
 
 _LOOKS_MAX: Final = 5
 _GATHERED_SIZE_MIN: Final = 64 * 1024
@@ -125,6 +127,8 @@ class Values:
             )
 
     def _entry(self, name: str, value: Value) -> Entry:
+        from dibs.signing import Entry
+
         return Entry(
             self._cells.card.store_id,
             name,
